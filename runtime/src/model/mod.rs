@@ -1,0 +1,5 @@
+//! Bytes in, a checked and borrowed [`Model`] out.
+
+mod architecture;
+
+pub use architecture::*;
