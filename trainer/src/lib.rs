@@ -1,1 +1,26 @@
-//! Placeholder until its room is furnished.
+//! Pretrains ConvNeXt V2 encoders by MP-MAE, distils them, embeds tiles with them and probes the embeddings.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`params`] | named trainable tensors |
+//! | [`encoder`] | the encoder: a tile in, an embedding out |
+//! | [`mask`] | which patches of a tile are hidden |
+//! | [`mpmae`] | the encoder with MP-MAE's decoder, heads and losses |
+//! | [`optim`] | AdamW and the learning rate |
+//! | [`ops`] | fused operations with their gradients |
+//! | [`data`], [`run`], [`chart`] | tiles and tables, the run folder, the loss curve |
+//! | [`distill`], [`probe`], [`commands`] | what the command line offers |
+
+pub mod chart;
+pub mod commands;
+pub mod data;
+pub mod distill;
+pub mod encoder;
+mod loss;
+pub mod mask;
+pub mod mpmae;
+pub mod ops;
+pub mod optim;
+pub mod params;
+pub mod probe;
+pub mod run;

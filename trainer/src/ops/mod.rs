@@ -1,0 +1,1 @@
+//! Fused operations on maps held as rows, each with its gradient.
