@@ -1,0 +1,3 @@
+//! The library behind `cargo xtask`, so that tests can call what the command runs.
+
+pub mod qemu;
