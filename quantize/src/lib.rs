@@ -1,1 +1,4 @@
-//! Placeholder until its room is furnished.
+//! Turns a float encoder (`.safetensors`) into one model file (`.nadir`), and shows what was lost.
+
+pub mod int8;
+pub mod writer;

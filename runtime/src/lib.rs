@@ -1,7 +1,9 @@
 //! The runtime of Nadir.
 #![no_std]
 
+pub mod encoder;
 pub mod model;
 mod tile;
+pub mod triage;
 
 pub use tile::Tile;

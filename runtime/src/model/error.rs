@@ -1,0 +1,203 @@
+//! Why bytes are not a model.
+
+use super::{ArchitectureError, Dtype, MAX_BANDS, SectionSpec, VERSION_MAJOR};
+
+/// Why bytes are not a model. Each variant names the field, what was found and what was expected.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ModelError {
+    /// The first byte does not lie at a multiple of 64.
+    #[error("model starts at address {address:#x}, must be a multiple of {}", super::ALIGNMENT)]
+    Misaligned {
+        /// Address of the first byte.
+        address: usize,
+    },
+    /// The file does not begin with the magic number.
+    #[error("not a .nadir model: the magic number is {found:02x?}")]
+    Magic {
+        /// The first 8 bytes.
+        found: [u8; 8],
+    },
+    /// The file was written in another major version of the format.
+    #[error("model file version is {major}.{minor}, this runtime reads {VERSION_MAJOR}.x")]
+    Version {
+        /// Major version found.
+        major: u16,
+        /// Minor version found.
+        minor: u16,
+    },
+    /// The file is shorter than it says.
+    #[error("model is truncated: {length} bytes, {needed} needed")]
+    Truncated {
+        /// Bytes given.
+        length: usize,
+        /// Bytes needed.
+        needed: u64,
+    },
+    /// The file goes on after its end.
+    #[error("model has {length} bytes, its prefix says {expected}")]
+    TooLong {
+        /// Bytes given.
+        length: usize,
+        /// Bytes expected.
+        expected: u64,
+    },
+    /// The header's length is beyond the limit.
+    #[error("header has {length} bytes, the limit is {limit}")]
+    HeaderLength {
+        /// Bytes of the header.
+        length: u32,
+        /// The limit.
+        limit: usize,
+    },
+    /// CRC-32C of a part does not match.
+    #[error("{part} is damaged: CRC is {found:08x}, {expected:08x} is on record")]
+    Crc {
+        /// Prefix, header and table, or the whole file.
+        part: Part,
+        /// Computed from the bytes.
+        found: u32,
+        /// Written in the file.
+        expected: u32,
+    },
+    /// CRC-32C of a section does not match.
+    #[error("section {index} ({spec}) is damaged: CRC is {found:08x}, {expected:08x} is on record")]
+    SectionCrc {
+        /// Index of the section.
+        index: usize,
+        /// What the section is.
+        spec: SectionName,
+        /// Computed from the bytes.
+        found: u32,
+        /// Written in the table.
+        expected: u32,
+    },
+    /// A byte that must be zero is not.
+    #[error("byte {offset} is {found:#04x}, must be zero (padding or reserved)")]
+    NotZero {
+        /// Offset in the file.
+        offset: usize,
+        /// The byte.
+        found: u8,
+    },
+    /// The header does not decode.
+    #[error("header does not decode: {0}")]
+    HeaderEncoding(postcard::Error),
+    /// Bytes are left after the header's last field.
+    #[error("header has {0} bytes after its last field")]
+    HeaderTail(usize),
+    /// The architecture is beyond a limit.
+    #[error("architecture: {0}")]
+    Architecture(#[from] ArchitectureError),
+    /// A text is too long, or empty.
+    #[error("{field} has {length} bytes, limits are {min} to {max}")]
+    TextLength {
+        /// Name of the field.
+        field: &'static str,
+        /// Its bytes.
+        length: usize,
+        /// The fewest allowed.
+        min: usize,
+        /// The most allowed.
+        max: usize,
+    },
+    /// The embedding's length is not the channels of the last stage.
+    #[error("embedding_dimension is {found}, the architecture gives {expected}")]
+    EmbeddingDimension {
+        /// Length in the header.
+        found: u16,
+        /// Channels of the last stage.
+        expected: usize,
+    },
+    /// The model takes no band.
+    #[error("model has no band, limits are 1 to {MAX_BANDS}")]
+    NoBand,
+    /// A band has no name, or the name of another.
+    #[error("band {index} has no name or the name of an earlier band")]
+    BandName {
+        /// Index of the band.
+        index: usize,
+    },
+    /// A number of a band is not finite, or its standard deviation is not positive.
+    #[error("band {index}: {field} is {value}, must be finite (std also positive)")]
+    BandNumber {
+        /// Index of the band.
+        index: usize,
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        value: f32,
+    },
+    /// The number of tensors is not the architecture's.
+    #[error("model has {found} tensors, the architecture needs {expected}")]
+    TensorCount {
+        /// Tensors in the table.
+        found: usize,
+        /// Tensors that the architecture has.
+        expected: usize,
+    },
+    /// A field of a row in the section table is not what it must be.
+    #[error("section {index}: {field} is {found}, expected {expected}")]
+    Entry {
+        /// Index of the section.
+        index: usize,
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        found: u64,
+        /// The value expected, or the limit.
+        expected: u64,
+    },
+    /// A section's type or length is not the architecture's.
+    #[error("section {index} ({spec}) holds {elements} {dtype}, expected {} {}", .spec.elements, .spec.dtype)]
+    Section {
+        /// Index of the section.
+        index: usize,
+        /// What was expected.
+        spec: SectionSpec,
+        /// Elements found.
+        elements: u64,
+        /// Type found.
+        dtype: Dtype,
+    },
+    /// A weight is infinite or not a number.
+    #[error("section {index} ({spec}) holds a value that is not finite at element {element}")]
+    NotFinite {
+        /// Index of the section.
+        index: usize,
+        /// What the section is.
+        spec: SectionSpec,
+        /// Index of the element.
+        element: usize,
+    },
+}
+
+/// A part of the file with its own CRC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Prefix, header and section table.
+    Head,
+    /// All bytes before the last four.
+    File,
+}
+
+impl core::fmt::Display for Part {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Part::Head => "head (prefix, header and section table)",
+            Part::File => "file",
+        })
+    }
+}
+
+/// A section's name, or that it is not a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SectionName(pub Option<SectionSpec>);
+
+impl core::fmt::Display for SectionName {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self.0 {
+            Some(spec) => spec.fmt(f),
+            None => f.write_str("not a tensor"),
+        }
+    }
+}
