@@ -2,6 +2,7 @@
 #![no_std]
 
 pub mod encoder;
+pub mod kernels;
 pub mod model;
 mod tile;
 pub mod triage;

@@ -3,6 +3,7 @@
 //! Inside the encoder maps are `[height, width, channels]`. The engine is chosen by the model's precision: `float.rs` for f32 and f16,
 //! `int8.rs` for int8.
 
+mod arena;
 mod float;
 mod int8;
 

@@ -169,6 +169,16 @@ pub enum ModelError {
         /// Index of the element.
         element: usize,
     },
+    /// A constant of the integer arithmetic is beyond its limits.
+    #[error("section {index} ({spec}) holds a constant beyond its limits at element {element}")]
+    OutOfRange {
+        /// Index of the section.
+        index: usize,
+        /// What the section is.
+        spec: SectionSpec,
+        /// Index of the element.
+        element: usize,
+    },
 }
 
 /// A part of the file with its own CRC.

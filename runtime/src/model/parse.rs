@@ -138,6 +138,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Model<'_>, ModelError> {
         let expected = model.expected_tensors();
         return Err(ModelError::TensorCount { found: tensors, expected });
     }
+    if model.precision() == Precision::Int8 {
+        int8_layout::check(&model)?;
+    }
     let expected = u32_at(bytes, length - 4);
     let found = crc32c(&bytes[..length - 4]);
     if found != expected {

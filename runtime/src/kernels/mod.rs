@@ -1,0 +1,4 @@
+//! The inner loops.
+
+pub mod fixed;
+pub mod int8;
