@@ -1,0 +1,57 @@
+//! From an embedding to the record of its tile.
+
+use nadir::triage::novelty::novelty;
+use nadir::triage::prototypes::{Prototypes, QueryError};
+use nadir::triage::quality::{Quality, Verdict};
+use nadir::triage::record::{Reason, Record, Rung, Scores};
+
+/// Embeddings of the bank over which novelty is averaged.
+const NEIGHBOURS: usize = 5;
+/// A tile is novel from this mean cosine distance on.
+const NOVEL: f32 = 0.5;
+
+/// The record of a tile that the quality check vetoed; `None` if it passed.
+pub(crate) fn vetoed(tile: u32, quality: &Quality, verdict: Verdict) -> Option<Record> {
+    let reason = match verdict {
+        Verdict::Pass => return None,
+        Verdict::NoData => Reason::VetoedNoData,
+        Verdict::Saturated => Reason::VetoedSaturated,
+    };
+    Some(Record { rung: Rung::Record, reason, ..record(tile, quality) })
+}
+
+/// The record of a tile whose embedding goes down whole; scored if there are prototypes.
+///
+/// Here is no budget to weigh against other tiles: a tile that is more probably wanted than not is [`Reason::Wanted`], any
+/// other one that is far from the bank [`Reason::Novel`].
+pub(crate) fn scored(
+    tile: u32,
+    quality: &Quality,
+    embedding: &[f32],
+    prototypes: Option<&Prototypes<'_>>,
+) -> Result<Record, QueryError> {
+    let mut record = record(tile, quality);
+    if let Some(prototypes) = prototypes {
+        let query = prototypes.query(embedding)?;
+        let score = prototypes.score(&query);
+        let distance = novelty(&query, prototypes.bank(), NEIGHBOURS).unwrap_or(0.0);
+        record.scores = Some(Scores::new(score.margin, distance, score.nearest));
+        if prototypes.probability(score.margin) >= 0.5 {
+            record.reason = Reason::Wanted;
+        } else if distance >= NOVEL {
+            record.reason = Reason::Novel;
+        }
+    }
+    Ok(record)
+}
+
+fn record(tile: u32, quality: &Quality) -> Record {
+    Record {
+        tile,
+        no_data: quality.no_data_permille(),
+        saturated: quality.saturated_permille(),
+        scores: None,
+        rung: Rung::Embedding,
+        reason: Reason::Routine,
+    }
+}
