@@ -4,6 +4,7 @@
 pub mod encoder;
 pub mod kernels;
 pub mod model;
+pub mod plan;
 mod tile;
 pub mod triage;
 

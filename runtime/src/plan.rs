@@ -1,0 +1,126 @@
+//! How many bytes of arena a model needs, and where in the arena what lies.
+//!
+//! ## f32 and f16 models
+//!
+//! The arena is used by one step at a time; its size is the largest step's. In a step, regions follow each other in this order,
+//! each rounded up to 16 bytes; sizes are in f32 values. `b` bands, `t` tile side, `g` side of the map, `d` channels, `k` the
+//! stem's stride, `w` the side after the initial convolution, `s` rows of a strip (as many as hold 64 pixels; the last may be
+//! shorter); values before a downsampling are marked with a prime.
+//!
+//! | region | stem | downsampling | block |
+//! | --- | --- | --- | --- |
+//! | map | `g g d` (result) | `g' g' d'` (input) | `g g d` (in place) |
+//! | hidden | | `g g d` (result, then copied onto map) | `g g 4d` |
+//! | strip | `k w d` | `s g 4d'` | `s g d` |
+//! | aside | `3 (t + 2 padding) b + 9 w b` | | `2 * 4d` |
+//! | panel, only f16 | `8 max(9b, k k)` | `8 * 4d'` | `8 max(49, 4d)` |
+//!
+//! The head writes into the caller's embedding and needs nothing but the map.
+
+use crate::model::float_layout::PANEL;
+use crate::model::{Architecture, STAGES};
+
+/// Pixels that a strip should have, so that widening the f16 weights costs little beside using them.
+const STRIP_PIXELS: usize = 64;
+
+/// Lengths of a step's regions, in f32 values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FloatRegions {
+    /// The map that stays.
+    pub map: usize,
+    /// The block's hidden map, or the result of a downsampling.
+    pub hidden: usize,
+    /// A few rows on which work is done.
+    pub strip: usize,
+    /// What does not fit elsewhere: rows of the tile, channel sums.
+    pub aside: usize,
+    /// One panel of widened weights.
+    pub panel: usize,
+}
+
+/// The product, or `usize::MAX`: such an arena cannot be had, which [`crate::encoder::Encoder::embed`] reports.
+fn product(factors: &[usize]) -> usize {
+    factors.iter().fold(1, |n, &f| n.saturating_mul(f))
+}
+
+/// Rounds up to whole 16 bytes.
+pub(crate) fn round(floats: usize) -> usize {
+    floats.div_ceil(4).saturating_mul(4)
+}
+
+/// Rows of a strip of a map of this side.
+pub(crate) fn strip_rows(side: usize) -> usize {
+    STRIP_PIXELS.div_ceil(side.max(1)).clamp(1, side.max(1))
+}
+
+impl FloatRegions {
+    /// The stem; `half` if weights are f16.
+    pub fn stem(arch: &Architecture, bands: usize, half: bool) -> Self {
+        let (grid, d, k, w) = (arch.grids()[0], arch.dim(0), arch.stem_stride(), arch.initial_grid());
+        let padded = usize::from(arch.tile_size) + 2 * arch.initial_padding();
+        Self {
+            map: product(&[grid, grid, d]),
+            strip: product(&[k, w, d]),
+            aside: 3 * padded * bands + 9 * w * bands,
+            panel: if half { PANEL * (9 * bands).max(k * k) } else { 0 },
+            ..Self::default()
+        }
+    }
+
+    /// The downsampling before `stage`, 1 to 3.
+    pub fn downsample(arch: &Architecture, stage: usize, half: bool) -> Self {
+        let (grids, before) = (arch.grids(), arch.dim(stage - 1));
+        Self {
+            map: product(&[grids[stage - 1], grids[stage - 1], before]),
+            hidden: product(&[grids[stage], grids[stage], arch.dim(stage)]),
+            strip: product(&[strip_rows(grids[stage]), grids[stage], 4 * before]),
+            panel: if half { PANEL * 4 * before } else { 0 },
+            ..Self::default()
+        }
+    }
+
+    /// A block of `stage`.
+    pub fn block(arch: &Architecture, stage: usize, half: bool) -> Self {
+        let (grid, d) = (arch.grids()[stage], arch.dim(stage));
+        Self {
+            map: product(&[grid, grid, d]),
+            hidden: product(&[grid, grid, 4 * d]),
+            strip: product(&[strip_rows(grid), grid, d]),
+            aside: 2 * 4 * d,
+            panel: if half { PANEL * (4 * d).max(49) } else { 0 },
+        }
+    }
+
+    /// Sum of all regions, each rounded up to 16 bytes.
+    pub fn total(&self) -> usize {
+        [self.map, self.hidden, self.strip, self.aside, self.panel]
+            .into_iter()
+            .fold(0, |sum: usize, region| sum.saturating_add(round(region)))
+    }
+}
+
+/// Bytes of the arena of an f32 model, or with `half` of an f16 model. Saturates at `usize::MAX`.
+pub fn float_arena_bytes(arch: &Architecture, bands: usize, half: bool) -> usize {
+    let mut floats = FloatRegions::stem(arch, bands, half).total();
+    for stage in 0..STAGES {
+        floats = floats.max(FloatRegions::block(arch, stage, half).total());
+        if stage > 0 {
+            floats = floats.max(FloatRegions::downsample(arch, stage, half).total());
+        }
+    }
+    floats.saturating_mul(size_of::<f32>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hidden_map_of_stage_0_rules() {
+        let yocto = Architecture::named("yocto", 64, 16).unwrap();
+        // 32 x 32 pixels: 16 channels, 64 hidden, a strip of two rows, two sums of 64 channels.
+        let floats = 32 * 32 * 16 + 32 * 32 * 64 + 2 * 32 * 16 + 2 * 64;
+        assert_eq!(float_arena_bytes(&yocto, 3, false), 4 * floats);
+        assert_eq!(float_arena_bytes(&yocto, 3, true), 4 * (floats + 8 * 64));
+    }
+}
