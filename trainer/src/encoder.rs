@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Result, Tensor};
-use nadir::model::Architecture;
-use nadir_formats::Tensor as Array;
+use candle_core::{DType, Device, Result, Tensor};
+use nadir::model::{Architecture, STAGES};
+use nadir_formats::{Tensor as Array, expected_shapes};
 use rand::rngs::StdRng;
 
 use crate::mask::Mask;
-use crate::params::Params;
+use crate::ops::grid::{Geometry, Grid};
+use crate::ops::{self, BlockParams, DownsampleParams, StemParams};
+use crate::params::{Params, fresh};
 
-/// The encoder: weights and the shape that they belong to.
+/// The encoder: weights and the shape that they belong to. Cloning shares the weights.
 #[derive(Clone, Debug)]
 pub struct Encoder {
     architecture: Architecture,
@@ -23,19 +25,36 @@ impl Encoder {
     /// A fresh encoder for `bands` input bands: weights from a normal distribution of standard deviation 0.02 cut at
     /// two deviations, biases and Global Response Normalization at 0, LayerNorm at 1 and 0.
     pub fn init(architecture: &Architecture, bands: usize, rng: &mut StdRng, device: &Device) -> Result<Self> {
-        let _ = (architecture, bands, rng, device);
-        todo!()
+        let arrays = fresh(&expected_shapes(architecture, bands), rng);
+        Self::from_tensors(architecture, bands, &arrays, device)
     }
 
-    /// The encoder with the given weights, named and shaped as [`nadir_formats::expected_shapes`] says.
+    /// The encoder with the given weights, named and shaped as [`expected_shapes`] says.
     pub fn from_tensors(
         architecture: &Architecture,
         bands: usize,
         tensors: &BTreeMap<String, Array>,
         device: &Device,
     ) -> Result<Self> {
-        let _ = (architecture, bands, tensors, device);
-        todo!()
+        architecture.validate().map_err(candle_core::Error::wrap)?;
+        let shapes = expected_shapes(architecture, bands);
+        for (name, shape) in &shapes {
+            match tensors.get(name) {
+                Some(tensor) if tensor.shape == *shape => {}
+                Some(t) => candle_core::bail!("tensor {name} has shape {:?}, expected {shape:?}", t.shape),
+                None => candle_core::bail!("tensor {name} is missing"),
+            }
+        }
+        if let Some(name) = tensors.keys().find(|name| !shapes.contains_key(*name)) {
+            candle_core::bail!("tensor {name} is unexpected");
+        }
+        let params = Params::from_arrays(tensors, device)?;
+        Ok(Self { architecture: *architecture, bands, params, device: device.clone() })
+    }
+
+    /// The same weights, shared, without gradients: faster and smaller where only the forward pass is wanted.
+    pub fn frozen(&self) -> Self {
+        Self { params: self.params.frozen(), ..self.clone() }
     }
 
     /// Its shape.
@@ -48,7 +67,7 @@ impl Encoder {
         self.bands
     }
 
-    /// Its weights, named as [`nadir_formats::expected_shapes`] says.
+    /// Its weights, named as [`expected_shapes`] says.
     pub fn params(&self) -> &Params {
         &self.params
     }
@@ -58,23 +77,64 @@ impl Encoder {
         &self.device
     }
 
+    /// The last stage's map as rows, `[batch * rows, d]`, and where the rows lie.
+    pub(crate) fn rows(&self, x: &Tensor, mask: Option<&Mask>) -> Result<(Tensor, Grid)> {
+        let (batch, bands, height, width) = x.dims4()?;
+        let side = usize::from(self.architecture.tile_size);
+        if (bands, height, width) != (self.bands, side, side) {
+            let expected = self.bands;
+            candle_core::bail!("tiles are [{bands}, {height}, {width}], the encoder takes [{expected}, {side}, {side}]");
+        }
+        if x.dtype() != DType::F32 {
+            candle_core::bail!("tiles are {:?}, the encoder takes F32", x.dtype());
+        }
+        let geometry = Geometry::new(&self.architecture, batch, mask)?;
+        let (ln_eps, grn_eps) = (self.architecture.ln_eps, self.architecture.grn_eps);
+        let mut rows = ops::stem(x, &StemParams::of(&self.params), &geometry, ln_eps)?;
+        for stage in 0..STAGES {
+            if stage > 0 {
+                let params = DownsampleParams::of(&self.params, stage - 1);
+                rows = ops::downsample(&rows, &params, &geometry, stage - 1, ln_eps)?;
+            }
+            for block in 0..self.architecture.depths[stage] {
+                let params = BlockParams::of(&self.params, &format!("stages.{stage}.{block}"));
+                rows = ops::block(&rows, &params, &geometry.grids[stage], ln_eps, grn_eps)?;
+            }
+        }
+        let [.., last] = geometry.grids;
+        Ok((rows, last))
+    }
+
     /// The last stage's map `[batch, g, g, d]` of normalised tiles `[batch, bands, height, width]` (f32).
     ///
     /// With a mask, hidden patches take no part and their positions come out as zeros.
     pub fn features(&self, x: &Tensor, mask: Option<&Mask>) -> Result<Tensor> {
-        let _ = (x, mask);
-        todo!()
+        let (mut rows, grid) = self.rows(x, mask)?;
+        let channels = rows.dim(1)?;
+        if !grid.is_full() {
+            let zero = Tensor::zeros((1, channels), rows.dtype(), rows.device())?;
+            rows = spread(&rows, &zero, &grid)?;
+        }
+        rows.reshape((grid.batch, grid.side, grid.side, channels))
     }
 
     /// The mean over the last stage's map, `[batch, d]`.
     pub fn pooled(&self, x: &Tensor) -> Result<Tensor> {
-        let _ = x;
-        todo!()
+        let (rows, grid) = self.rows(x, None)?;
+        let channels = rows.dim(1)?;
+        rows.reshape((grid.batch, grid.rows, channels))?.mean(1)
     }
 
     /// The embeddings, `[batch, d]`: [`pooled`](Self::pooled) after the LayerNorm `norm`.
     pub fn embed(&self, x: &Tensor) -> Result<Tensor> {
-        let _ = x;
-        todo!()
+        let (weight, bias) = (self.params.get("norm.weight"), self.params.get("norm.bias"));
+        ops::layer_norm(&self.pooled(x)?, weight, bias, self.architecture.ln_eps)
     }
+}
+
+/// Puts rows on the full map, `[batch * side * side, channels]`, with the row `fill` `[1, channels]` at positions that
+/// have none.
+pub(crate) fn spread(rows: &Tensor, fill: &Tensor, grid: &Grid) -> Result<Tensor> {
+    let index = Tensor::from_vec(grid.row_of_position(), grid.batch * grid.side * grid.side, rows.device())?;
+    Tensor::cat(&[rows, fill], 0)?.index_select(&index, 0)
 }

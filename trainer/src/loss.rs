@@ -1,1 +1,173 @@
-//! The losses of MP-MAE.
+//! The losses of MP-MAE: weighted squared error and cross entropy, with missing values left out.
+
+use candle_core::{D, Device, Result, Tensor};
+
+use crate::mask::Mask;
+use crate::mpmae::{Target, Task, TaskKind};
+
+/// Added to the variance of a patch when its target is normalised.
+const PATCH_EPS: f64 = 1e-6;
+
+/// A task's target in the order of its prediction.
+pub(crate) enum Truth {
+    /// The loss is the sum of `weights * (prediction - values)^2`; both shaped like the prediction.
+    Values { values: Tensor, weights: Tensor },
+    /// The loss is the mean cross entropy over the labels that are not `IGNORED`; one label per row of logits.
+    Labels { labels: Vec<u32>, classes: usize, device: Device },
+    /// Nothing is known.
+    Nothing,
+}
+
+/// Stands for a label that is not known.
+const IGNORED: u32 = u32::MAX;
+
+impl Truth {
+    /// Brings `target` into the order of the predictions: for pixel tasks one row per hidden patch, ordered by (row in
+    /// the patch, column in the patch, channel).
+    pub fn new(task: &Task, target: &Target, mask: &Mask, patch: usize) -> Result<Self> {
+        let side = mask.side() * patch;
+        let expected: &[usize] = match task.kind {
+            TaskKind::PixelRegression { channels, .. } => &[mask.batch(), channels, side, side],
+            TaskKind::PixelClassification { .. } => &[mask.batch(), side, side],
+            TaskKind::ImageRegression { width } => &[mask.batch(), width],
+            TaskKind::ImageClassification { .. } => &[mask.batch()],
+        };
+        let (tensor, values) = match target {
+            Target::Values(t) => (t, true),
+            Target::Classes(t) => (t, false),
+        };
+        let regression = matches!(task.kind, TaskKind::PixelRegression { .. } | TaskKind::ImageRegression { .. });
+        if tensor.dims() != expected || values != regression {
+            let kind = if regression { "values" } else { "classes" };
+            candle_core::bail!("task {}: target {:?}, expected {kind} {expected:?}", task.name, tensor.dims());
+        }
+        let device = tensor.device();
+        let flat = tensor.flatten_all()?;
+        match task.kind {
+            TaskKind::PixelRegression { channels, normalise_patches } => {
+                let flat: Vec<f32> = flat.to_vec1()?;
+                let mut rows = gather(&flat, channels, mask, patch);
+                let width = patch * patch * channels;
+                let weights = weigh_patches(&mut rows, width, normalise_patches);
+                Self::values(rows, weights, width, device)
+            }
+            TaskKind::ImageRegression { width } => {
+                let mut values: Vec<f32> = flat.to_vec1()?;
+                let known = values.iter().filter(|v| !v.is_nan()).count();
+                let weight = 1.0 / known.max(1) as f32;
+                let weights = values.iter().map(|v| if v.is_nan() { 0.0 } else { weight }).collect();
+                values.iter_mut().filter(|v| v.is_nan()).for_each(|v| *v = 0.0);
+                Self::values(values, weights, width, device)
+            }
+            TaskKind::PixelClassification { classes } => {
+                let labels = checked(&flat.to_vec1()?, classes, &task.name)?;
+                Ok(Self::labels(gather(&labels, 1, mask, patch), classes, device))
+            }
+            TaskKind::ImageClassification { classes } => {
+                Ok(Self::labels(checked(&flat.to_vec1()?, classes, &task.name)?, classes, device))
+            }
+        }
+    }
+
+    fn values(values: Vec<f32>, weights: Vec<f32>, width: usize, device: &Device) -> Result<Self> {
+        if weights.iter().all(|w| *w == 0.0) {
+            return Ok(Self::Nothing);
+        }
+        let shape = (values.len() / width, width);
+        let (values, weights) = (Tensor::from_vec(values, shape, device)?, Tensor::from_vec(weights, shape, device)?);
+        Ok(Self::Values { values, weights })
+    }
+
+    fn labels(labels: Vec<u32>, classes: usize, device: &Device) -> Self {
+        match labels.iter().all(|l| *l == IGNORED) {
+            true => Self::Nothing,
+            false => Self::Labels { labels, classes, device: device.clone() },
+        }
+    }
+
+    /// The scalar loss of the prediction, which is only computed if anything is known.
+    pub fn loss(&self, prediction: impl FnOnce() -> Result<Tensor>) -> Result<Option<Tensor>> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Values { values, weights } => {
+                let loss = ((prediction()? - values)?.sqr()? * weights)?.sum_all()?;
+                Ok(Some(loss))
+            }
+            Self::Labels { labels, classes, device } => {
+                let logits = prediction()?.reshape((labels.len(), *classes))?;
+                Ok(Some(cross_entropy(&logits, labels, device)?))
+            }
+        }
+    }
+}
+
+/// Mean cross entropy of `[n, classes]` logits over the labels that are known; at least one must be.
+fn cross_entropy(logits: &Tensor, labels: &[u32], device: &Device) -> Result<Tensor> {
+    let known = labels.iter().filter(|l| **l != IGNORED).count();
+    let weight = 1.0 / known as f32;
+    let weights: Vec<f32> = labels.iter().map(|l| if *l == IGNORED { 0.0 } else { weight }).collect();
+    let picks: Vec<u32> = labels.iter().map(|l| if *l == IGNORED { 0 } else { *l }).collect();
+    let n = labels.len();
+    let (weights, picks) = (Tensor::from_vec(weights, (n, 1), device)?, Tensor::from_vec(picks, (n, 1), device)?);
+    // The shift cancels, so it needs no gradient.
+    let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?;
+    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    ((log_sum - shifted.gather(&picks, 1)?)? * weights)?.sum_all()
+}
+
+/// Labels as indices; -1 becomes [`IGNORED`].
+fn checked(labels: &[i64], classes: usize, task: &str) -> Result<Vec<u32>> {
+    let check = |label: &i64| match *label {
+        -1 => Ok(IGNORED),
+        label if (0..classes as i64).contains(&label) => Ok(label as u32),
+        label => candle_core::bail!("task {task}: class {label} is not -1 or one of 0 to {}", classes - 1),
+    };
+    labels.iter().map(check).collect()
+}
+
+/// The pixels of hidden patches from `[batch, channels, side, side]`: patch by patch, row by row, channels fastest.
+fn gather<T: Copy>(flat: &[T], channels: usize, mask: &Mask, patch: usize) -> Vec<T> {
+    let side = mask.side() * patch;
+    let mut rows = Vec::with_capacity(mask.batch() * (mask.side() * mask.side() - mask.kept()) * patch * patch * channels);
+    for sample in 0..mask.batch() {
+        let map = &flat[sample * channels * side * side..][..channels * side * side];
+        for hidden in mask.hidden(sample) {
+            let (top, left) = (hidden as usize / mask.side() * patch, hidden as usize % mask.side() * patch);
+            for y in top..top + patch {
+                for x in left..left + patch {
+                    rows.extend((0..channels).map(|c| map[(c * side + y) * side + x]));
+                }
+            }
+        }
+    }
+    rows
+}
+
+/// The weights that make a weighted sum of squared errors the mean over patches of the mean over a patch's known
+/// values. Unknown values become 0; with `normalise` each patch's known values get zero mean and unit variance.
+fn weigh_patches(rows: &mut [f32], width: usize, normalise: bool) -> Vec<f32> {
+    let mut weights = vec![0f32; rows.len()];
+    let mut patches = 0usize;
+    for (row, weights) in rows.chunks_exact_mut(width).zip(weights.chunks_exact_mut(width)) {
+        let known = row.iter().filter(|v| !v.is_nan()).count();
+        if known > 0 {
+            patches += 1;
+        }
+        if normalise && known > 0 {
+            let values = || row.iter().filter(|v| !v.is_nan()).map(|v| f64::from(*v));
+            let mean = values().sum::<f64>() / known as f64;
+            let variance = values().map(|v| (v - mean).powi(2)).sum::<f64>() / (known.max(2) - 1) as f64;
+            let scale = 1.0 / (variance + PATCH_EPS).sqrt();
+            row.iter_mut().for_each(|v| *v = ((f64::from(*v) - mean) * scale) as f32);
+        }
+        for (value, weight) in row.iter_mut().zip(weights) {
+            match value.is_nan() {
+                true => *value = 0.0,
+                false => *weight = 1.0 / known as f32,
+            }
+        }
+    }
+    let scale = 1.0 / patches.max(1) as f32;
+    weights.iter_mut().for_each(|w| *w *= scale);
+    weights
+}

@@ -1,12 +1,17 @@
 //! MP-MAE: the encoder sees part of a tile, one decoder block and a head per task predict the rest.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Result, Tensor};
 use nadir::model::Architecture;
 use rand::rngs::StdRng;
 
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, spread};
+use crate::loss::Truth;
 use crate::mask::Mask;
-use crate::params::Params;
+use crate::ops::grid::Grid;
+use crate::ops::{self, BlockParams};
+use crate::params::{Params, fresh};
 
 /// One thing that is predicted.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,8 +105,11 @@ impl MpMae {
         rng: &mut StdRng,
         device: &Device,
     ) -> Result<Self> {
-        let _ = (architecture, bands, tasks, config, rng, device);
-        todo!()
+        let encoder = Encoder::init(architecture, bands, rng, device)?;
+        let shapes = shapes(architecture, tasks, &config)?;
+        let mut params = Params::from_arrays(&fresh(&shapes, rng), device)?;
+        params.extend("encoder.", encoder.params(), |name| !name.starts_with("norm."));
+        Ok(Self { encoder, tasks: tasks.to_vec(), config, params })
     }
 
     /// The encoder; it shares its weights with this model.
@@ -119,7 +127,7 @@ impl MpMae {
         &self.config
     }
 
-    /// All parameters: the encoder's under `encoder.`, then `mask_token`, `proj.*`, `decoder.*`, `pred.TASK.*`,
+    /// All parameters: the encoder's under `encoder.`, then `mask_token`, `proj.*`, `decoder.0.*`, `pred.TASK.*`,
     /// `layer_norm_tmp.*` and `log_vars`.
     ///
     /// The encoder's final `norm` takes no part in pretraining, so it is not among them.
@@ -128,8 +136,119 @@ impl MpMae {
     }
 
     /// The losses on normalised tiles `x`, `[batch, bands, height, width]` in f32, one target per task in their order.
+    ///
+    /// Pixel tasks count on hidden patches alone. Missing values are left out of every mean (MMEarth's own code trains
+    /// some of them as zeros); a task of which nothing is known in the batch is left out of the total.
     pub fn loss(&self, x: &Tensor, mask: &Mask, targets: &[Target]) -> Result<Losses> {
-        let _ = (x, mask, targets);
-        todo!()
+        if targets.len() != self.tasks.len() {
+            candle_core::bail!("{} targets for {} tasks", targets.len(), self.tasks.len());
+        }
+        let (rows, grid) = self.encoder.rows(x, Some(mask))?;
+        let decoded = self.decode(&rows, &grid)?;
+        let hidden = hidden_rows(mask, x.device())?;
+        let hidden = decoded.index_select(&hidden, 0)?;
+        let mut pooled = None;
+        let patch = usize::from(self.encoder.architecture().patch_size);
+        let mut total = self.params.get("log_vars").narrow(0, 0, 1)?.affine(0.0, 0.0)?;
+        let mut values = Vec::with_capacity(self.tasks.len());
+        for (at, (task, target)) in self.tasks.iter().zip(targets).enumerate() {
+            let head = |x: &Tensor| {
+                let get = |part: &str| self.params.get(&format!("pred.{}.{part}", task.name));
+                ops::linear(x, get("weight"), get("bias"))
+            };
+            if matches!(task.kind, TaskKind::ImageRegression { .. } | TaskKind::ImageClassification { .. })
+                && pooled.is_none()
+            {
+                pooled = Some(self.pool(&decoded, &grid)?);
+            }
+            let from = match (task.kind, &pooled) {
+                (TaskKind::ImageRegression { .. } | TaskKind::ImageClassification { .. }, Some(pooled)) => pooled,
+                _ => &hidden,
+            };
+            let truth = Truth::new(task, target, mask, patch)?;
+            let loss = truth.loss(|| head(from))?;
+            let value = match &loss {
+                Some(loss) => loss.to_scalar::<f32>()?,
+                None => 0.0,
+            };
+            values.push((task.name.clone(), value));
+            if let Some(loss) = loss.filter(|_| value != 0.0) {
+                let loss = loss.reshape(1)?;
+                total = match self.config.uncertainty {
+                    true => {
+                        let s = self.params.get("log_vars").narrow(0, at, 1)?;
+                        ((total + (s.neg()?.exp()? * loss)?)? + s)?
+                    }
+                    false => (total + loss)?,
+                };
+            }
+        }
+        Ok(Losses { total: total.squeeze(0)?, tasks: values })
     }
+
+    /// The decoder's output on the full map, `[batch * g * g, decoder_dim]`, from the encoder's visible rows.
+    fn decode(&self, rows: &Tensor, grid: &Grid) -> Result<Tensor> {
+        let projected = ops::linear(rows, self.params.get("proj.weight"), self.params.get("proj.bias"))?;
+        let token = self.params.get("mask_token").reshape((1, self.config.decoder_dim))?;
+        let map = spread(&projected, &token, grid)?;
+        let ln_eps = self.encoder.architecture().ln_eps;
+        let full = Grid::full(grid.side, grid.batch);
+        ops::block(&map, &BlockParams::of(&self.params, "decoder.0"), &full, ln_eps, self.config.decoder_grn_eps)
+    }
+
+    /// What the heads of whole tiles see, `[batch, decoder_dim]`.
+    fn pool(&self, decoded: &Tensor, grid: &Grid) -> Result<Tensor> {
+        let (weight, bias) = (self.params.get("layer_norm_tmp.weight"), self.params.get("layer_norm_tmp.bias"));
+        let y = ops::layer_norm(decoded, weight, bias, self.encoder.architecture().ln_eps)?;
+        y.reshape((grid.batch, grid.side * grid.side, self.config.decoder_dim))?.mean(1)
+    }
+}
+
+/// The rows of the full map that belong to hidden patches.
+fn hidden_rows(mask: &Mask, device: &Device) -> Result<Tensor> {
+    let patches = (mask.side() * mask.side()) as u32;
+    let rows: Vec<u32> =
+        (0..mask.batch()).flat_map(|b| mask.hidden(b).into_iter().map(move |p| b as u32 * patches + p)).collect();
+    let n = rows.len();
+    Tensor::from_vec(rows, n, device)
+}
+
+/// Names and shapes of all parameters outside of the encoder.
+fn shapes(a: &Architecture, tasks: &[Task], config: &MpMaeConfig) -> Result<BTreeMap<String, Vec<usize>>> {
+    let (d, patch) = (config.decoder_dim, usize::from(a.patch_size));
+    let mut shapes = BTreeMap::new();
+    let mut pair = |name: String, weight: Vec<usize>| {
+        let fresh = shapes.insert(format!("{name}.bias"), vec![weight[0]]).is_none();
+        shapes.insert(format!("{name}.weight"), weight);
+        fresh
+    };
+    pair("proj".into(), vec![d, a.embedding_dimension()]);
+    pair("decoder.0.dwconv".into(), vec![d, 1, 7, 7]);
+    pair("decoder.0.norm".into(), vec![d]);
+    pair("decoder.0.pwconv1".into(), vec![4 * d, d]);
+    pair("decoder.0.pwconv2".into(), vec![d, 4 * d]);
+    pair("layer_norm_tmp".into(), vec![d]);
+    for task in tasks {
+        let width = match task.kind {
+            TaskKind::PixelRegression { channels: n, .. } | TaskKind::PixelClassification { classes: n } => {
+                patch * patch * n
+            }
+            TaskKind::ImageRegression { width: n } | TaskKind::ImageClassification { classes: n } => n,
+        };
+        if width == 0 || task.name.is_empty() || task.name.contains('.') {
+            candle_core::bail!("task {:?} has nothing to predict, or a name that is empty or holds a dot", task.name);
+        }
+        if !pair(format!("pred.{}", task.name), vec![width, d]) {
+            candle_core::bail!("task {} is named twice", task.name);
+        }
+    }
+    if tasks.is_empty() || d == 0 {
+        candle_core::bail!("pretraining needs a task and a decoder");
+    }
+    for part in ["gamma", "beta"] {
+        shapes.insert(format!("decoder.0.grn.{part}"), vec![1, 1, 1, 4 * d]);
+    }
+    shapes.insert("mask_token".into(), vec![1, d, 1, 1]);
+    shapes.insert("log_vars".into(), vec![tasks.len()]);
+    Ok(shapes)
 }

@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Result, Tensor, Var};
 use nadir_formats::Tensor as Array;
+use rand::RngExt;
+use rand::rngs::StdRng;
 
 /// Trainable tensors in the order of their names. Cloning shares them.
 #[derive(Clone, Debug, Default)]
 pub struct Params {
     vars: BTreeMap<String, Var>,
+    /// If not empty, what [`get`](Self::get) gives out: the same tensors without gradients.
+    frozen: BTreeMap<String, Tensor>,
 }
 
 impl Params {
@@ -27,9 +31,10 @@ impl Params {
         Ok(())
     }
 
-    /// Adds the tensors of `other`, shared and not copied, with `prefix` before their names.
-    pub fn extend(&mut self, prefix: &str, other: &Self) {
-        self.vars.extend(other.vars.iter().map(|(name, var)| (format!("{prefix}{name}"), var.clone())));
+    /// Adds those tensors of `other` whose names `pick` accepts, shared and not copied, with `prefix` before their names.
+    pub fn extend(&mut self, prefix: &str, other: &Self, pick: impl Fn(&str) -> bool) {
+        let picked = other.vars.iter().filter(|(name, _)| pick(name));
+        self.vars.extend(picked.map(|(name, var)| (format!("{prefix}{name}"), var.clone())));
     }
 
     /// The tensor `name`.
@@ -37,8 +42,8 @@ impl Params {
     /// # Panics
     /// If there is none: the names are fixed by the model's own construction.
     pub fn get(&self, name: &str) -> &Tensor {
-        match self.vars.get(name) {
-            Some(var) => var.as_tensor(),
+        match self.frozen.get(name).or_else(|| self.vars.get(name).map(Var::as_tensor)) {
+            Some(tensor) => tensor,
             None => panic!("no parameter is named {name}"),
         }
     }
@@ -85,9 +90,41 @@ impl Params {
         }
     }
 
+    /// The same tensors, shared, without gradients.
+    pub fn frozen(&self) -> Self {
+        Self { frozen: self.vars.iter().map(|(name, var)| (name.clone(), var.detach())).collect(), ..self.clone() }
+    }
+
     /// Number of trainable values.
     pub fn count(&self) -> usize {
         self.vars.values().map(|var| var.elem_count()).sum()
+    }
+}
+
+/// Initial values for tensors by name and shape: LayerNorm scales (1-D weights) 1; biases, Global Response Normalization
+/// and log variances 0; all else from a normal distribution of standard deviation 0.02 cut at two deviations.
+pub(crate) fn fresh(shapes: &BTreeMap<String, Vec<usize>>, rng: &mut StdRng) -> BTreeMap<String, Array> {
+    let mut values = |name: &str, shape: &[usize]| {
+        let n = shape.iter().product();
+        let zero = [".bias", ".gamma", ".beta", "log_vars"].iter().any(|end| name.ends_with(end));
+        match (zero, shape.len()) {
+            (true, _) => vec![0.0; n],
+            (false, 1) => vec![1.0; n],
+            (false, _) => (0..n).map(|_| 0.02 * truncated_normal(rng)).collect(),
+        }
+    };
+    shapes.iter().map(|(name, s)| (name.clone(), Array { shape: s.clone(), data: values(name, s) })).collect()
+}
+
+/// A standard normal number, drawn again until it is within two deviations.
+fn truncated_normal(rng: &mut StdRng) -> f32 {
+    loop {
+        // Box and Muller; 1 - u is never 0.
+        let (u, v): (f64, f64) = (rng.random(), rng.random());
+        let z = (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos();
+        if z.abs() <= 2.0 {
+            return z as f32;
+        }
     }
 }
 
