@@ -15,7 +15,12 @@
 
 pub mod codes;
 pub mod frame;
+pub mod novelty;
+mod prototype_writer;
+pub mod prototypes;
+pub mod quality;
 pub mod record;
+pub mod select;
 
 #[cfg(test)]
 pub(crate) mod test_random {
