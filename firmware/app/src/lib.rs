@@ -22,5 +22,7 @@ pub mod message;
 mod app;
 mod fmt;
 mod score;
+#[cfg(test)]
+mod tests;
 
 pub use app::{Board, Embed, Memory, ModelFacts, RunError, Task, run};

@@ -7,8 +7,6 @@ use nadir::triage::record::{Reason, Record, Rung, Scores};
 
 /// Embeddings of the bank over which novelty is averaged.
 const NEIGHBOURS: usize = 5;
-/// A tile is novel from this mean cosine distance on.
-const NOVEL: f32 = 0.5;
 
 /// The record of a tile that the quality check vetoed; `None` if it passed.
 pub(crate) fn vetoed(tile: u32, quality: &Quality, verdict: Verdict) -> Option<Record> {
@@ -38,7 +36,7 @@ pub(crate) fn scored(
         record.scores = Some(Scores::new(score.margin, distance, score.nearest));
         if prototypes.probability(score.margin) >= 0.5 {
             record.reason = Reason::Wanted;
-        } else if distance >= NOVEL {
+        } else if distance >= prototypes.header().novel_from {
             record.reason = Reason::Novel;
         }
     }
