@@ -10,7 +10,9 @@ use super::arena::Arena;
 use crate::Tile;
 use crate::kernels::fixed::*;
 use crate::kernels::int8::{Int8Kernels, Run, SCALAR};
-use crate::model::int8_layout::{Block, Downsample, Head, INPUT_FRACTION_BITS, RESIDUAL_GAIN_BITS, Stem, VALUE_GAIN_BITS};
+use crate::model::int8_layout::{
+    Block, Downsample, Head, INPUT_FRACTION_BITS, RESIDUAL_GAIN_BITS, Stem, VALUE_GAIN_BITS,
+};
 use crate::model::{Architecture, Model, STAGES};
 
 /// Pixels that share one pass over a layer's weights.
@@ -81,12 +83,7 @@ struct Buffers<'a> {
 }
 
 /// Embeds one tile; lengths and alignment were checked by [`super::Encoder::embed`], and `arena` has exactly [`arena_bytes`] bytes.
-pub(crate) fn embed(
-    model: &Model<'_>,
-    tile: &Tile<'_>,
-    arena: &mut [u8],
-    out: &mut [f32],
-) -> Result<(), EmbedError> {
+pub(crate) fn embed(model: &Model<'_>, tile: &Tile<'_>, arena: &mut [u8], out: &mut [f32]) -> Result<(), EmbedError> {
     let a = model.architecture();
     let regions = Regions::of(a, model.bands().len());
     let mut arena = Arena::new(arena);

@@ -127,7 +127,8 @@ pub fn pooled_layer_norm(values: &mut [i32], epsilon: u64) {
     let channels = values.len() as i64;
     let sum: i64 = values.iter().map(|&v| i64::from(v)).sum();
     let squares: u64 = values.iter().map(|&v| (i64::from(v) * i64::from(v)) as u64).sum();
-    let spread = (channels as u64).saturating_mul(squares).saturating_sub(sum.unsigned_abs().saturating_mul(sum.unsigned_abs()));
+    let spread =
+        (channels as u64).saturating_mul(squares).saturating_sub(sum.unsigned_abs().saturating_mul(sum.unsigned_abs()));
     let spread = spread.saturating_add(epsilon).max(1);
     let scale = spread.leading_zeros() & !1;
     let root = isqrt64(spread << scale) as i64; // in 2^31..2^32
@@ -200,7 +201,10 @@ mod tests {
                 let spread = 1 + random(&mut state) % 32768;
                 let centre = random(&mut state) as i64 % 20_000;
                 let x: Vec<i16> = (0..channels)
-                    .map(|_| (centre + (random(&mut state) % (2 * spread)) as i64 - spread as i64).clamp(-32768, 32767) as i16)
+                    .map(|_| {
+                        (centre + (random(&mut state) % (2 * spread)) as i64 - spread as i64).clamp(-32768, 32767)
+                            as i16
+                    })
                     .collect();
                 let (eps_real, output_scale) = (1e-6 * 4000.0f64 * 4000.0, 1.0 / 16.0);
                 let c = channels as f64;
@@ -230,7 +234,8 @@ mod tests {
         let mut state = 5;
         for channels in [2usize, 16, 128, 2816] {
             for magnitude in [3u64, 1000, 1 << 19] {
-                let x: Vec<i32> = (0..channels).map(|_| (random(&mut state) % (2 * magnitude)) as i32 - magnitude as i32).collect();
+                let x: Vec<i32> =
+                    (0..channels).map(|_| (random(&mut state) % (2 * magnitude)) as i32 - magnitude as i32).collect();
                 let c = channels as f64;
                 let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / c;
                 let variance = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / c;

@@ -104,7 +104,8 @@ mod tests {
             (SCALAR.dense_i16)(&wide, &w, &bias, &mut acc16);
             for p in 0..pixels {
                 for o in 0..outputs {
-                    let exact: i64 = (0..inputs).map(|k| i64::from(x[p * inputs + k]) * i64::from(w[o * inputs + k])).sum();
+                    let exact: i64 =
+                        (0..inputs).map(|k| i64::from(x[p * inputs + k]) * i64::from(w[o * inputs + k])).sum();
                     assert_eq!(i64::from(acc[p * outputs + o]), exact + i64::from(bias[o]));
                     assert_eq!(acc16[p * outputs + o], acc[p * outputs + o]);
                 }
@@ -130,7 +131,8 @@ mod tests {
                                 let (row, column) = (y as isize + ky - 3, x as isize + kx - 3);
                                 if (0..grid as isize).contains(&row) && (0..grid as isize).contains(&column) {
                                     let at = (row as usize * grid + column as usize) * channels + c;
-                                    exact += i64::from(map[at]) * i64::from(weight[(ky * 7 + kx) as usize * channels + c]);
+                                    exact +=
+                                        i64::from(map[at]) * i64::from(weight[(ky * 7 + kx) as usize * channels + c]);
                                 }
                             }
                         }

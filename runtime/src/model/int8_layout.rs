@@ -42,7 +42,9 @@ pub fn start(arch: &Architecture, place: Place) -> usize {
         Place::Stem => 0,
         Place::Downsample { stage } => stage_start(stage.into()),
         Place::Block { stage, block } => {
-            stage_start(stage.into()) + usize::from(stage > 0) * DOWNSAMPLE_SECTIONS + usize::from(block) * BLOCK_SECTIONS
+            stage_start(stage.into())
+                + usize::from(stage > 0) * DOWNSAMPLE_SECTIONS
+                + usize::from(block) * BLOCK_SECTIONS
         }
         Place::Head => stage_start(STAGES),
     }
