@@ -1,0 +1,89 @@
+//! From trained weights to a finished encoder: embeddings, and the affine of the final LayerNorm.
+
+use anyhow::{Result, ensure};
+use nadir_formats::{BandCard, Matrix, Tiles};
+
+use super::Progress;
+use crate::data::{AS_IS, Symmetry, input};
+use crate::encoder::Encoder;
+
+/// Program and version, as provenance names them.
+pub fn made_by() -> String {
+    format!("nadir trainer {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// The embeddings of `tiles` under `symmetry`, `batch` tiles at a time; `[tiles, d]`.
+///
+/// The last batch is filled up, so that every product has the same shape and a tile's embedding does not depend on how
+/// many tiles there are.
+pub fn embed_tiles(
+    encoder: &Encoder,
+    tiles: &Tiles,
+    bands: &[BandCard],
+    symmetry: Symmetry,
+    batch: usize,
+    what: &str,
+) -> Result<Matrix> {
+    // Without trainable weights no graph is kept.
+    let encoder = encoder.frozen();
+    let device = encoder.device();
+    let columns = encoder.architecture().embedding_dimension();
+    let mut data = Vec::with_capacity(tiles.len() * columns);
+    let mut progress = Progress::new(what, "tiles", 0, tiles.len() as u64);
+    for start in (0..tiles.len()).step_by(batch) {
+        let last = tiles.len() - 1;
+        let draws: Vec<_> = (start..start + batch).map(|i| (i.min(last), symmetry)).collect();
+        let embeddings = encoder.embed(&input(tiles, bands, &draws, device)?)?;
+        let values: Vec<f32> = embeddings.flatten_all()?.to_vec1()?;
+        let wanted = batch.min(tiles.len() - start);
+        data.extend_from_slice(&values[..wanted * columns]);
+        progress.at((start + wanted) as u64, "");
+    }
+    ensure!(data.iter().all(|v| v.is_finite()), "the encoder gives embeddings that are not finite");
+    Ok(Matrix { rows: tiles.len(), columns, data })
+}
+
+/// Sets weight and bias of the encoder's final LayerNorm `norm` so that over `tiles` each embedding dimension has zero
+/// mean and unit variance: a diagonal standardisation, which cosine similarity, signs and linear probes gain from.
+///
+/// A dimension that does not vary keeps weight 1.
+pub fn fit_norm(encoder: &Encoder, tiles: &Tiles, bands: &[BandCard], batch: usize) -> Result<()> {
+    let d = encoder.architecture().embedding_dimension();
+    encoder.params().set("norm.weight", &vec![1.0; d])?;
+    encoder.params().set("norm.bias", &vec![0.0; d])?;
+    let embeddings = embed_tiles(encoder, tiles, bands, AS_IS, batch, "fitting the final norm")?;
+    let (mean, std) = column_statistics(&embeddings);
+    let weight: Vec<f32> = std.iter().map(|s| if *s > 1e-6 { (1.0 / s) as f32 } else { 1.0 }).collect();
+    let bias: Vec<f32> = mean.iter().zip(&weight).map(|(m, w)| (-m * f64::from(*w)) as f32).collect();
+    encoder.params().set("norm.weight", &weight)?;
+    encoder.params().set("norm.bias", &bias)?;
+    Ok(())
+}
+
+/// Mean and standard deviation of every column, in f64.
+pub(crate) fn column_statistics(matrix: &Matrix) -> (Vec<f64>, Vec<f64>) {
+    let mut mean = vec![0.0; matrix.columns];
+    for row in matrix.data.chunks_exact(matrix.columns) {
+        mean.iter_mut().zip(row).for_each(|(m, v)| *m += f64::from(*v));
+    }
+    mean.iter_mut().for_each(|m| *m /= matrix.rows as f64);
+    let mut variance = vec![0.0; matrix.columns];
+    for row in matrix.data.chunks_exact(matrix.columns) {
+        for ((s, m), v) in variance.iter_mut().zip(&mean).zip(row) {
+            *s += (f64::from(*v) - m).powi(2);
+        }
+    }
+    let std = variance.into_iter().map(|s| (s / matrix.rows as f64).sqrt()).collect();
+    (mean, std)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_measured() {
+        let matrix = Matrix { rows: 2, columns: 2, data: vec![1.0, 5.0, 3.0, 5.0] };
+        assert_eq!(column_statistics(&matrix), (vec![2.0, 5.0], vec![1.0, 0.0]));
+    }
+}
