@@ -117,6 +117,13 @@ pub struct Frames<'a> {
     position: usize,
 }
 
+impl Frames<'_> {
+    /// Where the next frame starts, or the zeros before it, in bytes from the start of the stream.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+}
+
 impl<'a> Iterator for Frames<'a> {
     type Item = Result<&'a [u8], DamagedFrame>;
 
@@ -129,7 +136,7 @@ impl<'a> Iterator for Frames<'a> {
             let (frame, rest) = bytes.split_at_mut(length);
             // Past the zero, if there is one.
             self.rest = rest.get_mut(1..).unwrap_or_default();
-            self.position = position.saturating_add(length).saturating_add(1);
+            self.position += length + usize::from(end.is_some());
             let damaged = |damage| DamagedFrame { position, length, damage };
             match end {
                 Some(0) => continue,

@@ -1,6 +1,8 @@
 //! Writes the file that [`super::prototypes`] reads.
 
-use super::prototypes::{CRC, Header, MAGIC, ParseError, VERSION, check_header};
+use crate::model::crc32c;
+
+use super::prototypes::{Header, MAGIC, ParseError, VERSION, check_header};
 
 /// What goes into a prototype file.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +78,7 @@ impl Table<'_> {
         self.labels.iter().try_for_each(|(label, _)| put(&label.to_le_bytes()))?;
         self.labels.iter().try_for_each(|(_, wanted)| put(&[u8::from(*wanted)]))?;
         self.vectors.iter().chain(self.bank).try_for_each(|v| put(&v.to_le_bytes()))?;
-        let crc = CRC.checksum(buffer.get(..at).ok_or(full)?);
+        let crc = crc32c(buffer.get(..at).ok_or(full)?);
         buffer.get_mut(at..).and_then(|b| b.get_mut(..4)).ok_or(full)?.copy_from_slice(&crc.to_le_bytes());
         let file = buffer.get(..at + 4).ok_or(full)?;
         super::prototypes::Prototypes::parse(file)?;
@@ -185,7 +187,7 @@ mod tests {
         }
         let repair = |bytes: &mut Vec<u8>| {
             let at = bytes.len() - 4;
-            let crc = CRC.checksum(&bytes[..at]);
+            let crc = crc32c(&bytes[..at]);
             bytes[at..].copy_from_slice(&crc.to_le_bytes());
         };
         let mut random = Random(9);

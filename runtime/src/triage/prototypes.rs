@@ -22,8 +22,9 @@
 
 use core::slice::ChunksExact;
 
-use crc::{CRC_32_ISCSI, Crc};
 use serde::{Deserialize, Serialize};
+
+use crate::model::crc32c;
 
 pub use super::prototype_writer::{Table, WriteError, quantize_direction};
 
@@ -31,8 +32,6 @@ pub use super::prototype_writer::{Table, WriteError, quantize_direction};
 pub const MAGIC: [u8; 8] = *b"NADIRPRO";
 /// Version of the file.
 pub const VERSION: u16 = 1;
-
-pub(super) static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 
 /// The counts of a prototype file and what its numbers mean.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -198,7 +197,7 @@ impl<'a> Prototypes<'a> {
         }
         let (before, crc) = bytes.split_last_chunk::<4>().ok_or(short)?;
         let crc = u32::from_le_bytes(*crc);
-        if CRC.checksum(before) != crc {
+        if crc32c(before) != crc {
             return Err(ParseError::Crc);
         }
         let (len, rest) = rest.split_first_chunk::<2>().ok_or(short)?;
