@@ -1,2 +1,284 @@
-//! Placeholder until its room is furnished.
-fn main() {}
+//! `quantize`: safetensors in, `.nadir` out; inspection, embedding on the host, comparison with the float encoder.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use nadir::encoder::Encoder as Engine;
+use nadir::model::{Model, Precision};
+use nadir_formats::{AlignedBytes, Encoder, Tiles, write_atomic};
+use nadir_quantize::compare::Agreement;
+use nadir_quantize::inspect::{self, thousands};
+use nadir_quantize::reference::{Blind, Reference};
+use nadir_quantize::{embed, float, int8};
+use rayon::prelude::*;
+
+/// Turns a float encoder into one model file for the runtime, and shows what was lost.
+#[derive(Parser)]
+#[command(name = "quantize", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a .nadir file from an encoder's .safetensors
+    Convert {
+        /// The float encoder, with its model card
+        #[arg(long, value_name = "X.safetensors")]
+        model: PathBuf,
+        /// Tiles that set the scales of an int8 model; not used for f32 and f16
+        #[arg(long, value_name = "TILES.npy")]
+        calibrate: Option<PathBuf>,
+        /// Form of the weights and of the arithmetic
+        #[arg(long)]
+        precision: PrecisionArg,
+        /// The file to write
+        #[arg(long, value_name = "X.nadir")]
+        out: PathBuf,
+        /// Bands of the calibration tiles in their order, if not the model's: B4,B3,B2
+        #[arg(long, value_delimiter = ',')]
+        bands: Option<Vec<String>>,
+        /// Name of the model, if not the card's
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Show what a .nadir file holds
+    Inspect {
+        /// The model
+        model: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Embed tiles with the runtime
+    Embed {
+        /// The model
+        #[arg(long, value_name = "X.nadir")]
+        model: PathBuf,
+        /// Tiles [tiles, bands, height, width]
+        #[arg(long, value_name = "T.npy")]
+        tiles: PathBuf,
+        /// Embeddings [tiles, dimension], f32
+        #[arg(long, value_name = "E.npy")]
+        out: PathBuf,
+        /// Bands of the tiles in their order, if not the model's: B4,B3,B2
+        #[arg(long, value_delimiter = ',')]
+        bands: Option<Vec<String>>,
+    },
+    /// Compare a model's embeddings with the float encoder's, computed in float64
+    Compare {
+        /// The model
+        #[arg(long, value_name = "X.nadir")]
+        model: PathBuf,
+        /// The encoder from which it was made
+        #[arg(long, value_name = "X.safetensors")]
+        float: PathBuf,
+        /// Tiles [tiles, bands, height, width], best not those of the calibration
+        #[arg(long, value_name = "T.npy")]
+        tiles: PathBuf,
+        /// Bands of the tiles in their order, if not the model's: B4,B3,B2
+        #[arg(long, value_delimiter = ',')]
+        bands: Option<Vec<String>>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum PrecisionArg {
+    /// Integers throughout
+    Int8,
+    /// Weights in f16, arithmetic in f32
+    F16,
+    /// Everything in f32
+    F32,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quantize: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Convert { model, calibrate, precision, out, bands, name } => {
+            convert(&model, calibrate.as_deref(), precision, &out, bands.as_deref(), name)
+        }
+        Command::Inspect { model, json } => {
+            let bytes = AlignedBytes::read(&model)?;
+            let model = parse(&bytes, &model)?;
+            print(&if json { format!("{:#}\n", inspect::json(&model)) } else { inspect::text(&model) })
+        }
+        Command::Embed { model, tiles, out, bands } => embed_tiles(&model, &tiles, &out, bands.as_deref()),
+        Command::Compare { model, float, tiles, bands, json } => {
+            compare(&model, &float, &tiles, bands.as_deref(), json)
+        }
+    }
+}
+
+fn convert(
+    model: &Path,
+    calibrate: Option<&Path>,
+    precision: PrecisionArg,
+    out: &Path,
+    bands: Option<&[String]>,
+    name: Option<String>,
+) -> Result<()> {
+    let mut encoder = Encoder::read(model)?;
+    if let Some(name) = name {
+        encoder.card.name = name;
+        encoder.card.validate().map_err(anyhow::Error::msg).context("--name")?;
+    }
+    writable(out)?;
+    let bytes = match (precision, calibrate) {
+        (PrecisionArg::F32, _) => float::convert(&encoder, Precision::F32),
+        (PrecisionArg::F16, _) => float::convert(&encoder, Precision::F16),
+        (PrecisionArg::Int8, None) => bail!("an int8 model needs --calibrate TILES.npy"),
+        (PrecisionArg::Int8, Some(path)) => {
+            let side = usize::from(encoder.card.architecture.tile_size);
+            let tiles = read_tiles(path, bands, &encoder.card.band_names(), side)?;
+            int8::convert(&encoder, &tiles)
+        }
+    }
+    .with_context(|| model.display().to_string())?;
+    write_atomic(out, &bytes)?;
+    let aligned = AlignedBytes::copy_of(&bytes);
+    let model = parse(&aligned, out)?;
+    print(&format!(
+        "{}: {} {}, {} parameters, {} bytes, arena {} bytes\n",
+        out.display(),
+        model.name(),
+        model.precision().name(),
+        thousands(model.architecture().parameters(model.bands().len())),
+        thousands(bytes.len() as u64),
+        thousands(Engine::new(&model).arena_bytes() as u64)
+    ))
+}
+
+fn embed_tiles(model: &Path, tiles: &Path, out: &Path, bands: Option<&[String]>) -> Result<()> {
+    let bytes = AlignedBytes::read(model)?;
+    let model = parse(&bytes, model)?;
+    let tiles = read_tiles(tiles, bands, &band_names(&model), usize::from(model.architecture().tile_size))?;
+    writable(out)?;
+    let bar = progress(tiles.len(), "embed");
+    let embeddings = embed::embed(&model, &tiles, || bar.inc(1))?;
+    bar.finish_and_clear();
+    Ok(embeddings.write(out)?)
+}
+
+fn compare(path: &Path, float: &Path, tiles: &Path, bands: Option<&[String]>, json: bool) -> Result<()> {
+    let bytes = AlignedBytes::read(path)?;
+    let model = parse(&bytes, path)?;
+    let encoder = Encoder::read(float)?;
+    let card = &encoder.card;
+    let differ = |what: &str| format!("{} and {} differ in {what}", path.display(), float.display());
+    ensure!(card.architecture == *model.architecture(), differ("architecture"));
+    ensure!(card.bands().is_ok_and(|b| b == model.bands()), differ("bands"));
+    ensure!(card.embedding_space == model.embedding_space(), differ("embedding space"));
+
+    let tiles = read_tiles(tiles, bands, &band_names(&model), usize::from(model.architecture().tile_size))?;
+    let bar = progress(2 * tiles.len(), "compare");
+    let found = embed::embed(&model, &tiles, || bar.inc(1))?;
+    let reference = Reference::new(&encoder);
+    let expected: Vec<_> = (0..tiles.len())
+        .into_par_iter()
+        .map(|i| {
+            let embedding = reference.embed(tiles.tile(i), &mut Blind);
+            bar.inc(1);
+            embedding
+        })
+        .collect();
+    bar.finish_and_clear();
+    let found: Vec<Vec<f64>> =
+        (0..found.rows).map(|i| found.row(i).iter().map(|&v| f64::from(v)).collect()).collect();
+    let agreement = Agreement::of(&found, &expected);
+    if json {
+        let mut value = agreement.json();
+        value["model"] = model.name().into();
+        value["precision"] = model.precision().name().into();
+        return print(&format!("{value:#}\n"));
+    }
+    print(&format!(
+        "{} {} against float64, {} tiles\n\
+         cosine          mean {:.6}  min {:.6} (tile {})  1 % {:.6}  5 % {:.6}  50 % {:.6}\n\
+         signal to noise {:.1} dB\n\
+         relative error  {:.2e}\n",
+        model.name(),
+        model.precision().name(),
+        tiles.len(),
+        agreement.mean(),
+        agreement.percentile(0.0),
+        agreement.worst(),
+        agreement.percentile(1.0),
+        agreement.percentile(5.0),
+        agreement.percentile(50.0),
+        agreement.signal_to_noise_db,
+        agreement.relative_error
+    ))
+}
+
+fn parse<'a>(bytes: &'a AlignedBytes, path: &Path) -> Result<Model<'a>> {
+    Model::parse(bytes).with_context(|| path.display().to_string())
+}
+
+fn band_names<'a>(model: &'a Model<'_>) -> Vec<&'a str> {
+    model.bands().iter().map(|b| b.name.as_str()).collect()
+}
+
+/// Tiles in the order `wanted` of bands, `side` pixels square. Without `present` they must be in that order already.
+fn read_tiles(path: &Path, present: Option<&[String]>, wanted: &[&str], side: usize) -> Result<Tiles> {
+    let mut tiles = Tiles::read(path)?;
+    if let Some(present) = present {
+        let present: Vec<_> = present.iter().map(String::as_str).collect();
+        tiles = tiles.select_bands(&present, wanted).with_context(|| path.display().to_string())?;
+    }
+    let [_, c, h, w] = tiles.shape;
+    ensure!(
+        [c, h, w] == [wanted.len(), side, side],
+        "{}: has shape {:?}, the model takes [tiles, {}, {side}, {side}] with bands {} (name other orders with --bands)",
+        path.display(),
+        tiles.shape,
+        wanted.len(),
+        wanted.join(",")
+    );
+    Ok(tiles)
+}
+
+/// Finds out before the work, not after it, whether `out` can be written.
+fn writable(out: &Path) -> Result<()> {
+    let mut probe = out.as_os_str().to_owned();
+    probe.push(".probe");
+    ensure!(!out.is_dir(), "{}: is a folder", out.display());
+    std::fs::File::create(&probe).with_context(|| format!("{}: cannot be written", out.display()))?;
+    std::fs::remove_file(&probe).with_context(|| format!("{}: cannot be written", out.display()))
+}
+
+/// A bar on the terminal; none elsewhere.
+fn progress(tiles: usize, what: &'static str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} tiles  {per_sec}  {eta} left");
+    ProgressBar::new(tiles as u64)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        .with_message(what)
+}
+
+/// Writes to standard output; a reader that has gone away is not an error.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("standard output"),
+        _ => Ok(()),
+    }
+}

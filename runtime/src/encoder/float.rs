@@ -50,7 +50,7 @@ struct Arena<'a> {
 
 impl<'a> Arena<'a> {
     fn split(arena: &'a mut [f32], regions: &FloatRegions) -> Self {
-        fn cut<'a>(arena: &'a mut [f32], len: usize) -> (&'a mut [f32], &'a mut [f32]) {
+        fn cut(arena: &mut [f32], len: usize) -> (&mut [f32], &mut [f32]) {
             let (region, rest) = arena.split_at_mut(round(len));
             (&mut region[..len], rest)
         }

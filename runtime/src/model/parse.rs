@@ -126,7 +126,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Model<'_>, ModelError> {
     let (header, tail) = postcard::take_from_bytes::<Header<'_>>(&bytes[PREFIX_BYTES..header_end])
         .map_err(ModelError::HeaderEncoding)?;
     // A later minor version may have appended fields.
-    if minor <= VERSION_MINOR && !tail.is_empty() {
+    if minor == VERSION_MINOR && !tail.is_empty() {
         return Err(ModelError::HeaderTail(tail.len()));
     }
     header.validate()?;

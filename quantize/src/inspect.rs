@@ -1,0 +1,135 @@
+//! What a model file holds, as text and as JSON.
+
+use std::fmt::Write;
+
+use nadir::encoder::Encoder;
+use nadir::model::{Model, VERSION_MAJOR};
+use serde_json::{Value, json};
+
+/// Everything about the model, as JSON: header, sections, sizes.
+pub fn json(model: &Model<'_>) -> Value {
+    let arch = model.architecture();
+    let bands = model.bands().len();
+    let sections: Vec<Value> = (0..model.section_count())
+        .filter_map(|index| {
+            let entry = model.section_entry(index)?;
+            let spec = model.expected(index);
+            Some(json!({
+                "index": index,
+                "place": spec.map(|s| s.place.to_string()),
+                "name": spec.map(|s| s.name),
+                "dtype": entry.dtype.name(),
+                "elements": entry.elements,
+                "bytes": entry.bytes(),
+                "offset": entry.offset,
+                "crc": format!("{:08x}", entry.crc),
+            }))
+        })
+        .collect();
+    json!({
+        "header": model.header(),
+        "format_major": VERSION_MAJOR,
+        "file_bytes": model.bytes().len(),
+        "file_crc": format!("{:08x}", model.file_crc()),
+        "arena_bytes": Encoder::new(model).arena_bytes(),
+        "parameters": arch.parameters(bands),
+        "macs": arch.macs(bands),
+        "grids": arch.grids(),
+        "sections": sections,
+    })
+}
+
+/// The same for people.
+pub fn text(model: &Model<'_>) -> String {
+    let (header, arch) = (model.header(), model.architecture());
+    let bands = model.bands().len();
+    let mut rows: Vec<(&str, String)> = vec![
+        ("name", header.name.into()),
+        ("precision", header.precision.name().into()),
+        ("embedding", format!("{} values, space {}", header.embedding_dimension, header.embedding_space)),
+        ("tile", format!("{bands} bands of {0}x{0} pixels", arch.tile_size)),
+        ("stem", format!("patch {}, padding {:?}", arch.patch_size, arch.stem_padding).to_lowercase()),
+        ("depths", list(&arch.depths)),
+        ("dims", list(&arch.dims)),
+        ("grids", list(&arch.grids())),
+        ("epsilons", format!("GRN {:e}, LayerNorm {:e}", arch.grn_eps, arch.ln_eps)),
+        ("parameters", thousands(arch.parameters(bands))),
+        ("MACs a tile", thousands(arch.macs(bands))),
+        ("file", format!("{} bytes, CRC {:08x}", thousands(model.bytes().len() as u64), model.file_crc())),
+        ("arena", format!("{} bytes", thousands(Encoder::new(model).arena_bytes() as u64))),
+    ];
+    let p = &header.provenance;
+    let provenance = [("made by", p.made_by), ("data", p.data), ("recipe", p.recipe), ("licence", p.licence)];
+    rows.extend(provenance.into_iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name, text.into())));
+
+    let mut out = String::new();
+    for (name, value) in rows {
+        // What a file says must not reach the terminal as control characters.
+        let value: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let _ = writeln!(out, "{name:<12} {value}");
+    }
+    let _ = writeln!(
+        out,
+        "\n{:<8} {:<24} {:>12} {:>12} {:>10} {:>10}",
+        "band", "unit", "mean", "std", "no data", "saturated"
+    );
+    for band in model.bands() {
+        let optional = |v: Option<f32>| v.map_or("-".into(), |v| v.to_string());
+        let _ = writeln!(
+            out,
+            "{:<8} {:<24} {:>12} {:>12} {:>10} {:>10}",
+            band.name.escape_default().to_string(),
+            band.unit.escape_default().to_string(),
+            band.mean,
+            band.std,
+            optional(band.no_data),
+            optional(band.saturation)
+        );
+    }
+    let _ = writeln!(
+        out,
+        "\n{:>7} {:<44} {:<5} {:>10} {:>10} {:>10}  crc",
+        "section", "what", "type", "elements", "bytes", "offset"
+    );
+    for index in 0..model.section_count() {
+        let Some(entry) = model.section_entry(index) else { continue };
+        let what = model.expected(index).map_or("ancillary".into(), |spec| spec.to_string());
+        let _ = writeln!(
+            out,
+            "{index:>7} {what:<44} {:<5} {:>10} {:>10} {:>10}  {:08x}",
+            entry.dtype.name(),
+            entry.elements,
+            entry.bytes(),
+            entry.offset,
+            entry.crc
+        );
+    }
+    out
+}
+
+fn list<T: ToString>(values: &[T]) -> String {
+    values.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// `1,234,567`.
+pub fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_grouped() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+    }
+}
