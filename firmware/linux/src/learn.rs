@@ -143,13 +143,16 @@ impl Data<'_> {
 
     /// The curve, and the balanced accuracy of the held-out margins; defaults if a half would hold no wanted tile.
     fn calibrate(&self, classes: &[u16]) -> Result<(Curve, Option<f64>)> {
-        // Each class dealt out in turn, so that both halves hold half of it.
-        let mut dealt = vec![0usize; classes.len()];
+        // Each class shuffled and dealt out in turn, so that both halves hold half of it whatever its order was.
+        let mut random = Random(self.request.seed);
         let mut halves = [Vec::new(), Vec::new()];
-        for (row, label) in self.labels.iter().enumerate() {
-            if let Ok(class) = classes.binary_search(label) {
-                halves[dealt[class] % 2].push(row);
-                dealt[class] += 1;
+        for class in classes {
+            let mut rows: Vec<usize> = (0..self.labels.len()).filter(|r| self.labels[*r] == *class).collect();
+            for i in (1..rows.len()).rev() {
+                rows.swap(i, (random.unit() * (i + 1) as f64) as usize);
+            }
+            for (i, row) in rows.into_iter().enumerate() {
+                halves[i % 2].push(row);
             }
         }
         let is_wanted = |row: usize| self.request.wanted.contains(&self.labels[row]);
