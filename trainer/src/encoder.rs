@@ -83,7 +83,9 @@ impl Encoder {
         let side = usize::from(self.architecture.tile_size);
         if (bands, height, width) != (self.bands, side, side) {
             let expected = self.bands;
-            candle_core::bail!("tiles are [{bands}, {height}, {width}], the encoder takes [{expected}, {side}, {side}]");
+            candle_core::bail!(
+                "tiles are [{bands}, {height}, {width}], the encoder takes [{expected}, {side}, {side}]"
+            );
         }
         if x.dtype() != DType::F32 {
             candle_core::bail!("tiles are {:?}, the encoder takes F32", x.dtype());

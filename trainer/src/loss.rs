@@ -128,7 +128,8 @@ fn checked(labels: &[i64], classes: usize, task: &str) -> Result<Vec<u32>> {
 /// The pixels of hidden patches from `[batch, channels, side, side]`: patch by patch, row by row, channels fastest.
 fn gather<T: Copy>(flat: &[T], channels: usize, mask: &Mask, patch: usize) -> Vec<T> {
     let side = mask.side() * patch;
-    let mut rows = Vec::with_capacity(mask.batch() * (mask.side() * mask.side() - mask.kept()) * patch * patch * channels);
+    let mut rows =
+        Vec::with_capacity(mask.batch() * (mask.side() * mask.side() - mask.kept()) * patch * patch * channels);
     for sample in 0..mask.batch() {
         let map = &flat[sample * channels * side * side..][..channels * side * side];
         for hidden in mask.hidden(sample) {

@@ -81,7 +81,9 @@ impl Grid {
             }
             for &position in self.positions(sample) {
                 let (y, x) = (position as usize / self.side * 2, position as usize % self.side * 2);
-                for at in [y * fine.side + x, y * fine.side + x + 1, (y + 1) * fine.side + x, (y + 1) * fine.side + x + 1] {
+                for at in
+                    [y * fine.side + x, y * fine.side + x + 1, (y + 1) * fine.side + x, (y + 1) * fine.side + x + 1]
+                {
                     match row_of[at] {
                         u32::MAX => candle_core::bail!("a visible position lies over a hidden one"),
                         row => children.push(row),
@@ -130,7 +132,9 @@ impl Geometry {
                 }
                 if mask.batch() != batch || mask.side() != patches {
                     let (b, s) = (mask.batch(), mask.side());
-                    candle_core::bail!("the mask is for {b} tiles of {s}x{s} patches, not {batch} of {patches}x{patches}");
+                    candle_core::bail!(
+                        "the mask is for {b} tiles of {s}x{s} patches, not {batch} of {patches}x{patches}"
+                    );
                 }
                 [8, 4, 2, 1].map(|cells| Grid::masked(mask, cells))
             }

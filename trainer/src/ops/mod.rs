@@ -3,10 +3,17 @@
 //! On the CPU in f32 they are fused, with gradients of their own; elsewhere they are put together from candle's
 //! operations ([`elementary`]).
 
+mod block;
+mod downsample;
 pub mod elementary;
+mod fused;
+mod gemm;
 pub mod grid;
+mod kernels;
+mod linear;
+mod stem;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use crate::params::Params;
 use grid::{Geometry, Grid};
@@ -114,27 +121,47 @@ impl DownsampleParams {
     }
 }
 
+/// Whether the fused operations take `x`.
+fn fuses(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
 /// See [`elementary::stem`].
 pub fn stem(x: &Tensor, p: &StemParams, geometry: &Geometry, ln_eps: f32) -> Result<Tensor> {
-    elementary::stem(x, p, geometry, ln_eps)
+    match fuses(x) {
+        true => stem::stem(x, p, geometry, ln_eps),
+        false => elementary::stem(x, p, geometry, ln_eps),
+    }
 }
 
 /// See [`elementary::block`].
 pub fn block(x: &Tensor, p: &BlockParams, grid: &Grid, ln_eps: f32, grn_eps: f32) -> Result<Tensor> {
-    elementary::block(x, p, grid, ln_eps, grn_eps)
+    match fuses(x) {
+        true => block::block(x, p, grid, ln_eps, grn_eps),
+        false => elementary::block(x, p, grid, ln_eps, grn_eps),
+    }
 }
 
 /// See [`elementary::downsample`].
 pub fn downsample(x: &Tensor, p: &DownsampleParams, geometry: &Geometry, stage: usize, ln_eps: f32) -> Result<Tensor> {
-    elementary::downsample(x, p, geometry, stage, ln_eps)
+    match fuses(x) {
+        true => downsample::downsample(x, p, geometry, stage, ln_eps),
+        false => elementary::downsample(x, p, geometry, stage, ln_eps),
+    }
 }
 
 /// See [`elementary::linear`].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    elementary::linear(x, weight, bias)
+    match fuses(x) {
+        true => linear::linear(x, weight, bias),
+        false => elementary::linear(x, weight, bias),
+    }
 }
 
 /// See [`elementary::layer_norm`].
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
-    elementary::layer_norm(x, weight, bias, eps)
+    match fuses(x) {
+        true => linear::layer_norm(x, weight, bias, eps),
+        false => elementary::layer_norm(x, weight, bias, eps),
+    }
 }

@@ -1,0 +1,371 @@
+//! The ConvNeXt V2 block in one operation: samples pass through it in groups small enough for the caches.
+
+use std::sync::Mutex;
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::BlockParams;
+use super::fused::{flatten, group, split, split_mut, sum, swap_last, values, with_values};
+use super::gemm::{multiply, rows, transposed};
+use super::grid::Grid;
+use super::kernels::{
+    Padded, add_rows, affine, depthwise, depthwise_weight, gelu, gelu_and_slope, normalise, normalise_backward,
+    vectorised,
+};
+
+/// See [`super::elementary::block`].
+pub fn block(x: &Tensor, p: &BlockParams, grid: &Grid, ln_eps: f32, grn_eps: f32) -> Result<Tensor> {
+    let flat = flatten(&[
+        &p.dw_weight,
+        &p.dw_bias,
+        &p.norm_weight,
+        &p.norm_bias,
+        &p.pw1_weight,
+        &p.pw1_bias,
+        &p.grn_gamma,
+        &p.grn_beta,
+        &p.pw2_weight,
+        &p.pw2_bias,
+    ])?;
+    let track = x.track_op() || flat.track_op();
+    let op = Block { grid: grid.clone(), channels: x.dim(1)?, ln_eps, grn_eps, track, saved: Mutex::default() };
+    x.contiguous()?.apply_op2(&flat, op)
+}
+
+struct Block {
+    grid: Grid,
+    channels: usize,
+    ln_eps: f32,
+    grn_eps: f32,
+    /// Whether a gradient may be asked for.
+    track: bool,
+    saved: Mutex<Option<Saved>>,
+}
+
+/// What the forward pass keeps for the backward pass.
+struct Saved {
+    /// The normalised rows before their affine map, `[rows, d]`.
+    unit: Vec<f32>,
+    /// The factor of each row's normalisation, `[rows]`.
+    scale: Vec<f32>,
+    /// What enters GELU, `[rows, 4d]`.
+    wide: Vec<f32>,
+}
+
+/// The block's parameters in their flat order; the depthwise weight also as `[49, d]`.
+struct Weights<'a> {
+    dw: Vec<f32>,
+    dw_bias: &'a [f32],
+    norm: [&'a [f32]; 2],
+    pw1: &'a [f32],
+    pw1_bias: &'a [f32],
+    gamma: &'a [f32],
+    beta: &'a [f32],
+    pw2: &'a [f32],
+    pw2_bias: &'a [f32],
+}
+
+/// Lengths of the parameters in their flat order.
+fn lengths(d: usize) -> [usize; 10] {
+    [49 * d, d, d, d, 4 * d * d, 4 * d, 4 * d, 4 * d, 4 * d * d, d]
+}
+
+impl<'a> Weights<'a> {
+    fn new(flat: &'a [f32], d: usize) -> Self {
+        let [dw, dw_bias, norm, norm_bias, pw1, pw1_bias, gamma, beta, pw2, pw2_bias] = split(flat, lengths(d));
+        let dw = swap_last(dw, [1, d, 49]);
+        Self { dw, dw_bias, norm: [norm, norm_bias], pw1, pw1_bias, gamma, beta, pw2, pw2_bias }
+    }
+}
+
+/// Global Response Normalization of one sample as a factor per channel.
+struct Response {
+    /// The norm of each channel.
+    norm: Vec<f32>,
+    /// That norm over the mean norm.
+    relative: Vec<f32>,
+    /// The mean norm plus epsilon.
+    mean: f32,
+}
+
+impl Response {
+    fn new(squares: &[f32], eps: f32) -> Self {
+        let norm: Vec<f32> = squares.iter().map(|s| s.sqrt()).collect();
+        let mean = norm.iter().sum::<f32>() / norm.len() as f32 + eps;
+        let relative = norm.iter().map(|n| n / mean).collect();
+        Self { norm, relative, mean }
+    }
+
+    /// What each channel is multiplied by.
+    fn factors(&self, gamma: &[f32]) -> Vec<f32> {
+        self.relative.iter().zip(gamma).map(|(r, g)| r.mul_add(*g, 1.0)).collect()
+    }
+}
+
+impl Block {
+    fn group(&self) -> usize {
+        group(self.grid.batch, self.grid.rows)
+    }
+
+    /// The output, and what the backward pass needs if `keep`.
+    fn forward(&self, x: &[f32], flat: &[f32], keep: bool) -> (Vec<f32>, Option<Saved>) {
+        let (d, r, samples) = (self.channels, self.grid.rows, self.group());
+        let w = Weights::new(flat, d);
+        let mut out = vec![0f32; x.len()];
+        let chunk = samples * r;
+        if !keep {
+            out.par_chunks_mut(chunk * d).zip(x.par_chunks(chunk * d)).enumerate().for_each(|(at, (out, x))| {
+                let n = out.len() / d;
+                let (mut unit, mut scale, mut wide) = (vec![0f32; n * d], vec![0f32; n], vec![0f32; n * 4 * d]);
+                self.forward_group(&w, at * samples, x, out, &mut unit, &mut scale, &mut wide);
+            });
+            return (out, None);
+        }
+        let n = x.len() / d;
+        let mut saved = Saved { unit: vec![0f32; n * d], scale: vec![0f32; n], wide: vec![0f32; n * 4 * d] };
+        out.par_chunks_mut(chunk * d)
+            .zip(x.par_chunks(chunk * d))
+            .zip(saved.unit.par_chunks_mut(chunk * d))
+            .zip(saved.scale.par_chunks_mut(chunk))
+            .zip(saved.wide.par_chunks_mut(chunk * 4 * d))
+            .enumerate()
+            .for_each(|(at, ((((out, x), unit), scale), wide))| {
+                self.forward_group(&w, at * samples, x, out, unit, scale, wide);
+            });
+        (out, Some(saved))
+    }
+
+    fn forward_group(
+        &self,
+        w: &Weights,
+        first: usize,
+        x: &[f32],
+        out: &mut [f32],
+        unit: &mut [f32],
+        scale: &mut [f32],
+        wide: &mut [f32],
+    ) {
+        let (d, r, n) = (self.channels, self.grid.rows, scale.len());
+        let mut padded = Padded::new(self.grid.side, d);
+        let mut narrow = vec![0f32; n * d];
+        for (at, (unit, x)) in unit.chunks_exact_mut(r * d).zip(x.chunks_exact(r * d)).enumerate() {
+            let positions = self.grid.positions(first + at);
+            padded.fill(x, positions);
+            vectorised(|| depthwise(unit, w.dw_bias, &padded, positions, &w.dw, false));
+        }
+        vectorised(|| {
+            for ((unit, scale), narrow) in unit.chunks_exact_mut(d).zip(scale).zip(narrow.chunks_exact_mut(d)) {
+                *scale = normalise(unit, self.ln_eps);
+                affine(narrow, unit, w.norm[0], w.norm[1]);
+            }
+        });
+        multiply(wide, [n, 4 * d, d], rows(&narrow, d), transposed(w.pw1, d), false, false);
+        let mut active = vec![0f32; n * 4 * d];
+        for (wide, active) in wide.chunks_exact_mut(r * 4 * d).zip(active.chunks_exact_mut(r * 4 * d)) {
+            let mut squares = vec![0f32; 4 * d];
+            vectorised(|| {
+                for (wide, active) in wide.chunks_exact_mut(4 * d).zip(active.chunks_exact_mut(4 * d)) {
+                    for (((wide, active), bias), square) in
+                        wide.iter_mut().zip(active).zip(w.pw1_bias).zip(&mut squares)
+                    {
+                        *wide += bias;
+                        *active = gelu(*wide);
+                        *square = active.mul_add(*active, *square);
+                    }
+                }
+            });
+            let factors = Response::new(&squares, self.grn_eps).factors(w.gamma);
+            vectorised(|| scale_rows(active, &factors, w.beta));
+        }
+        vectorised(|| {
+            for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                for ((out, x), bias) in out.iter_mut().zip(x).zip(w.pw2_bias) {
+                    *out = x + bias;
+                }
+            }
+        });
+        multiply(out, [n, d, 4 * d], rows(&active, 4 * d), transposed(w.pw2, 4 * d), true, false);
+    }
+
+    /// The gradients of the input and of the flat parameters.
+    fn backward(&self, x: &[f32], flat: &[f32], g: &[f32], saved: &Saved) -> (Vec<f32>, Vec<f32>) {
+        let (d, samples) = (self.channels, self.group());
+        let w = Weights::new(flat, d);
+        let mut x_grad = vec![0f32; x.len()];
+        let chunk = samples * self.grid.rows;
+        let parts: Vec<Vec<f32>> = x_grad
+            .par_chunks_mut(chunk * d)
+            .zip(x.par_chunks(chunk * d))
+            .zip(g.par_chunks(chunk * d))
+            .enumerate()
+            .map(|(at, ((x_grad, x), g))| {
+                let (from, n) = (at * chunk, x.len() / d);
+                let unit = &saved.unit[from * d..][..n * d];
+                let wide = &saved.wide[from * 4 * d..][..n * 4 * d];
+                self.backward_group(&w, at * samples, x, g, unit, &saved.scale[from..][..n], wide, x_grad)
+            })
+            .collect();
+        let mut flat_grad = sum(parts);
+        let dw = swap_last(&flat_grad[..49 * d], [1, 49, d]);
+        flat_grad[..49 * d].copy_from_slice(&dw);
+        (x_grad, flat_grad)
+    }
+
+    fn backward_group(
+        &self,
+        w: &Weights,
+        first: usize,
+        x: &[f32],
+        g: &[f32],
+        unit: &[f32],
+        scale: &[f32],
+        wide: &[f32],
+        x_grad: &mut [f32],
+    ) -> Vec<f32> {
+        let (d, r, n) = (self.channels, self.grid.rows, scale.len());
+        let c = 4 * d;
+        let mut flat = vec![0f32; lengths(d).iter().sum()];
+        let [dw, dw_bias, norm, norm_bias, pw1, pw1_bias, gamma, beta, pw2, pw2_bias] =
+            split_mut(&mut flat, lengths(d));
+
+        // GELU again, with its slope; `active` then passes through Global Response Normalization.
+        let (mut gelu, mut slope) = (vec![0f32; n * c], vec![0f32; n * c]);
+        let mut active = vec![0f32; n * c];
+        let mut responses = Vec::with_capacity(n / r);
+        for at in 0..n / r {
+            let span = at * r * c..(at + 1) * r * c;
+            let (gelu, slope, wide) = (&mut gelu[span.clone()], &mut slope[span.clone()], &wide[span.clone()]);
+            let mut squares = vec![0f32; c];
+            vectorised(|| gelu_rows(gelu, slope, wide, &mut squares));
+            let response = Response::new(&squares, self.grn_eps);
+            let factors = response.factors(w.gamma);
+            let active = &mut active[span];
+            active.copy_from_slice(gelu);
+            vectorised(|| scale_rows(active, &factors, w.beta));
+            responses.push((response, factors));
+        }
+
+        vectorised(|| add_rows(pw2_bias, g));
+        multiply(pw2, [d, c, n], transposed(g, d), rows(&active, c), false, false);
+        // From here on `active` holds the gradient of what it held.
+        multiply(&mut active, [n, c, d], rows(g, d), rows(w.pw2, c), false, false);
+
+        for (at, (response, factors)) in responses.iter().enumerate() {
+            let span = at * r * c..(at + 1) * r * c;
+            let (gelu, slope, active) = (&gelu[span.clone()], &slope[span.clone()], &mut active[span]);
+            let mut dots = vec![0f32; c];
+            vectorised(|| {
+                for (g, x) in active.chunks_exact(c).zip(gelu.chunks_exact(c)) {
+                    for (((g, x), dot), beta) in g.iter().zip(x).zip(&mut dots).zip(beta.iter_mut()) {
+                        *dot = g.mul_add(*x, *dot);
+                        *beta += g;
+                    }
+                }
+            });
+            let along = response.backward(&dots, w.gamma, gamma);
+            vectorised(|| {
+                for ((g, x), s) in active.chunks_exact_mut(c).zip(gelu.chunks_exact(c)).zip(slope.chunks_exact(c)) {
+                    for ((((g, x), s), factor), along) in g.iter_mut().zip(x).zip(s).zip(factors).zip(&along) {
+                        *g = g.mul_add(*factor, x * along) * s;
+                    }
+                }
+                add_rows(pw1_bias, active);
+            });
+        }
+
+        let mut narrow = vec![0f32; n * d];
+        vectorised(|| {
+            for (narrow, unit) in narrow.chunks_exact_mut(d).zip(unit.chunks_exact(d)) {
+                affine(narrow, unit, w.norm[0], w.norm[1]);
+            }
+        });
+        multiply(pw1, [c, d, n], transposed(&active, c), rows(&narrow, d), false, false);
+        multiply(&mut narrow, [n, d, c], rows(&active, c), rows(w.pw1, d), false, false);
+        vectorised(|| {
+            for ((narrow, unit), scale) in narrow.chunks_exact_mut(d).zip(unit.chunks_exact(d)).zip(scale) {
+                normalise_backward(narrow, unit, *scale, w.norm[0], norm, norm_bias);
+            }
+            add_rows(dw_bias, &narrow);
+        });
+        let mut padded = Padded::new(self.grid.side, d);
+        for (at, narrow) in narrow.chunks_exact(r * d).enumerate() {
+            let span = at * r * d..(at + 1) * r * d;
+            let positions = self.grid.positions(first + at);
+            padded.fill(narrow, positions);
+            vectorised(|| depthwise(&mut x_grad[span.clone()], &g[span.clone()], &padded, positions, &w.dw, true));
+            padded.fill(&x[span], positions);
+            vectorised(|| depthwise_weight(dw, narrow, &padded, positions));
+        }
+        flat
+    }
+}
+
+impl Response {
+    /// From each channel's sum of gradient times input: adds to the gradient of gamma, gives the factor by which the
+    /// input enters its own gradient through the norms.
+    fn backward(&self, dots: &[f32], gamma: &[f32], gamma_grad: &mut [f32]) -> Vec<f32> {
+        let n = dots.len() as f32;
+        let mut shared = 0f32;
+        for (((dot, relative), gamma), grad) in dots.iter().zip(&self.relative).zip(gamma).zip(gamma_grad) {
+            *grad += dot * relative;
+            shared += gamma * dot * relative;
+        }
+        let along = |((norm, dot), gamma): ((&f32, &f32), &f32)| match *norm {
+            // The root has no derivative at 0; there the norm is taken as constant.
+            0.0 => 0.0,
+            norm => (gamma * dot - shared / n) / (self.mean * norm),
+        };
+        self.norm.iter().zip(dots).zip(gamma).map(along).collect()
+    }
+}
+
+/// Every row times `factors` plus `beta`.
+#[inline(always)]
+fn scale_rows(x: &mut [f32], factors: &[f32], beta: &[f32]) {
+    for row in x.chunks_exact_mut(factors.len()) {
+        for ((v, f), b) in row.iter_mut().zip(factors).zip(beta) {
+            *v = v.mul_add(*f, *b);
+        }
+    }
+}
+
+/// GELU and its slope of rows; adds the squares of GELU's values, channel by channel.
+#[inline(always)]
+fn gelu_rows(gelu: &mut [f32], slope: &mut [f32], x: &[f32], squares: &mut [f32]) {
+    let c = squares.len();
+    for ((gelu, slope), x) in gelu.chunks_exact_mut(c).zip(slope.chunks_exact_mut(c)).zip(x.chunks_exact(c)) {
+        for (((gelu, slope), x), square) in gelu.iter_mut().zip(slope).zip(x).zip(squares.iter_mut()) {
+            (*gelu, *slope) = gelu_and_slope(*x);
+            *square = gelu.mul_add(*gelu, *square);
+        }
+    }
+}
+
+impl CustomOp2 for Block {
+    fn name(&self) -> &'static str {
+        "block"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, p: &CpuStorage, pl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (out, saved) = self.forward(values(x, xl)?, values(p, pl)?, self.track);
+        if let Ok(mut slot) = self.saved.lock() {
+            *slot = saved;
+        }
+        Ok((CpuStorage::F32(out), xl.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, p: &Tensor, _: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let saved = self.saved.lock().ok().and_then(|mut slot| slot.take());
+        let (x_grad, p_grad) = with_values([x, p, g], |[xv, pv, gv]| {
+            // What was kept is used up by the first backward pass; a second one computes it again.
+            let saved = saved.or_else(|| self.forward(xv, pv, true).1);
+            saved.map(|saved| self.backward(xv, pv, gv, &saved))
+        })?
+        .unwrap_or_default();
+        Ok((
+            Some(Tensor::from_vec(x_grad, x.shape(), x.device())?),
+            Some(Tensor::from_vec(p_grad, p.shape(), p.device())?),
+        ))
+    }
+}

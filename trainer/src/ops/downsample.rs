@@ -1,0 +1,136 @@
+//! LayerNorm and 2x2 convolution with stride 2 in one operation.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::DownsampleParams;
+use super::fused::{flatten, group, split, split_mut, sum, swap_last, values, with_values};
+use super::gemm::{multiply, rows, transposed};
+use super::grid::Geometry;
+use super::kernels::{add_rows, affine, normalise, normalise_backward, vectorised};
+
+/// See [`super::elementary::downsample`].
+pub fn downsample(x: &Tensor, p: &DownsampleParams, geometry: &Geometry, stage: usize, ln_eps: f32) -> Result<Tensor> {
+    let flat = flatten(&[&p.norm_weight, &p.norm_bias, &p.weight, &p.bias])?;
+    let op = Downsample { geometry: geometry.clone(), stage, before: x.dim(1)?, after: p.bias.dim(0)?, ln_eps };
+    x.contiguous()?.apply_op2(&flat, op)
+}
+
+struct Downsample {
+    geometry: Geometry,
+    stage: usize,
+    before: usize,
+    after: usize,
+    ln_eps: f32,
+}
+
+impl Downsample {
+    fn lengths(&self) -> [usize; 4] {
+        [self.before, self.before, self.after * self.before * 4, self.after]
+    }
+
+    /// Rows of a sample before and after, and samples of a group.
+    fn sizes(&self) -> [usize; 3] {
+        let (fine, coarse) = (&self.geometry.grids[self.stage], &self.geometry.grids[self.stage + 1]);
+        [fine.rows, coarse.rows, group(fine.batch, coarse.rows)]
+    }
+
+    /// Normalised rows, their factors, and for each row after the affine maps of its four children side by side.
+    fn columns(&self, x: &[f32], first: usize, norm: [&[f32]; 2]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let (c, [fine, coarse, _]) = (self.before, self.sizes());
+        let mut unit = x.to_vec();
+        let mut scale = vec![0f32; x.len() / c];
+        let samples = x.len() / (fine * c);
+        let mut columns = vec![0f32; samples * coarse * 4 * c];
+        vectorised(|| {
+            for (row, scale) in unit.chunks_exact_mut(c).zip(&mut scale) {
+                *scale = normalise(row, self.ln_eps);
+            }
+            for at in 0..samples {
+                let children = self.geometry.children(self.stage, first + at);
+                let (unit, columns) = (&unit[at * fine * c..], &mut columns[at * coarse * 4 * c..]);
+                for (child, out) in children.iter().zip(columns.chunks_exact_mut(c)) {
+                    affine(out, &unit[*child as usize * c..][..c], norm[0], norm[1]);
+                }
+            }
+        });
+        (unit, scale, columns)
+    }
+
+    fn forward(&self, x: &[f32], flat: &[f32]) -> Vec<f32> {
+        let (c, d, [fine, coarse, samples]) = (self.before, self.after, self.sizes());
+        let [norm, norm_bias, weight, bias] = split(flat, self.lengths());
+        let weight = swap_last(weight, [d, c, 4]);
+        let mut out = vec![0f32; x.len() / (fine * c) * coarse * d];
+        out.par_chunks_mut(samples * coarse * d).zip(x.par_chunks(samples * fine * c)).enumerate().for_each(
+            |(at, (out, x))| {
+                let (_, _, columns) = self.columns(x, at * samples, [norm, norm_bias]);
+                out.chunks_exact_mut(d).for_each(|row| row.copy_from_slice(bias));
+                let n = out.len() / d;
+                multiply(out, [n, d, 4 * c], rows(&columns, 4 * c), transposed(&weight, 4 * c), true, false);
+            },
+        );
+        out
+    }
+
+    fn backward(&self, x: &[f32], flat: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let (c, d, [fine, coarse, samples]) = (self.before, self.after, self.sizes());
+        let [norm, norm_bias, weight, _] = split(flat, self.lengths());
+        let weight = swap_last(weight, [d, c, 4]);
+        let mut x_grad = vec![0f32; x.len()];
+        let parts: Vec<Vec<f32>> = x_grad
+            .par_chunks_mut(samples * fine * c)
+            .zip(x.par_chunks(samples * fine * c))
+            .zip(g.par_chunks(samples * coarse * d))
+            .enumerate()
+            .map(|(group, ((x_grad, x), g))| {
+                let mut flat = vec![0f32; self.lengths().iter().sum()];
+                let [norm_grad, norm_bias_grad, weight_grad, bias_grad] = split_mut(&mut flat, self.lengths());
+                let (unit, scale, mut columns) = self.columns(x, group * samples, [norm, norm_bias]);
+                let n = g.len() / d;
+                multiply(weight_grad, [d, 4 * c, n], transposed(g, d), rows(&columns, 4 * c), false, false);
+                multiply(&mut columns, [n, 4 * c, d], rows(g, d), rows(&weight, 4 * c), false, false);
+                for (at, x_grad) in x_grad.chunks_exact_mut(fine * c).enumerate() {
+                    let children = self.geometry.children(self.stage, group * samples + at);
+                    let columns = &columns[at * coarse * 4 * c..];
+                    // Every row has at most one parent, so nothing has to be added up.
+                    for (child, column) in children.iter().zip(columns.chunks_exact(c)) {
+                        x_grad[*child as usize * c..][..c].copy_from_slice(column);
+                    }
+                }
+                vectorised(|| {
+                    add_rows(bias_grad, g);
+                    for ((g, unit), scale) in x_grad.chunks_exact_mut(c).zip(unit.chunks_exact(c)).zip(&scale) {
+                        normalise_backward(g, unit, *scale, norm, norm_grad, norm_bias_grad);
+                    }
+                });
+                flat
+            })
+            .collect();
+        let mut flat_grad = sum(parts);
+        let at = 2 * c..2 * c + 4 * c * d;
+        let weight_grad = swap_last(&flat_grad[at.clone()], [d, 4, c]);
+        flat_grad[at].copy_from_slice(&weight_grad);
+        (x_grad, flat_grad)
+    }
+}
+
+impl CustomOp2 for Downsample {
+    fn name(&self) -> &'static str {
+        "downsample"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, p: &CpuStorage, pl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let out = self.forward(values(x, xl)?, values(p, pl)?);
+        let shape = (out.len() / self.after, self.after).into();
+        Ok((CpuStorage::F32(out), shape))
+    }
+
+    fn bwd(&self, x: &Tensor, p: &Tensor, _: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (x_grad, p_grad) = with_values([x, p, g], |[x, p, g]| self.backward(x, p, g))?;
+        Ok((
+            Some(Tensor::from_vec(x_grad, x.shape(), x.device())?),
+            Some(Tensor::from_vec(p_grad, p.shape(), p.device())?),
+        ))
+    }
+}

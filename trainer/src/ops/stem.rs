@@ -1,0 +1,247 @@
+//! Initial convolution, LayerNorm, GELU, depthwise stem and LayerNorm in one operation, from tiles to rows.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::StemParams;
+use super::fused::{flatten, split, split_mut, sum, swap_last, values, with_values};
+use super::gemm::{multiply, rows, transposed};
+use super::grid::Geometry;
+use super::kernels::{add, add_rows, affine, gelu_and_slope, normalise, normalise_backward, vectorised};
+
+/// See [`super::elementary::stem`]. The tiles get no gradient.
+pub fn stem(x: &Tensor, p: &StemParams, geometry: &Geometry, ln_eps: f32) -> Result<Tensor> {
+    let flat = flatten(&[
+        &p.conv_weight,
+        &p.conv_bias,
+        &p.norm1_weight,
+        &p.norm1_bias,
+        &p.stem_weight,
+        &p.stem_bias,
+        &p.norm2_weight,
+        &p.norm2_bias,
+    ])?;
+    let op = Stem { geometry: geometry.clone(), bands: x.dim(1)?, channels: p.conv_bias.dim(0)?, ln_eps };
+    x.contiguous()?.apply_op2(&flat, op)
+}
+
+struct Stem {
+    geometry: Geometry,
+    bands: usize,
+    channels: usize,
+    ln_eps: f32,
+}
+
+/// The parameters, the weights with their taps outermost: `[9 * bands]` per channel as (tap, band), and `[k * k, d]`.
+struct Weights<'a> {
+    conv: Vec<f32>,
+    conv_bias: &'a [f32],
+    norm1: [&'a [f32]; 2],
+    stem: Vec<f32>,
+    stem_bias: &'a [f32],
+    norm2: [&'a [f32]; 2],
+}
+
+/// The intermediate values of one sample. A site is a position of the initial convolution's map under some row; the
+/// sites of a row follow each other in the order of the stem's taps.
+struct Sample {
+    /// What the initial convolution sees, `[sites, 9 * bands]`.
+    columns: Vec<f32>,
+    /// Whether the site exists; if not it is the stem's padding.
+    exists: Vec<bool>,
+    /// Normalised rows of the first LayerNorm and their factors.
+    unit1: Vec<f32>,
+    scale1: Vec<f32>,
+    /// GELU's values (0 where there is no site) and slopes, `[sites, d]`.
+    active: Vec<f32>,
+    slope: Vec<f32>,
+    /// Normalised rows of the second LayerNorm, `[rows, d]`, and their factors.
+    unit2: Vec<f32>,
+    scale2: Vec<f32>,
+}
+
+impl Stem {
+    fn lengths(&self) -> [usize; 8] {
+        let (d, taps) = (self.channels, self.geometry.stride * self.geometry.stride);
+        [d * self.bands * 9, d, d, d, d * taps, d, d, d]
+    }
+
+    fn weights<'a>(&self, flat: &'a [f32]) -> Weights<'a> {
+        let (d, taps) = (self.channels, self.geometry.stride * self.geometry.stride);
+        let [conv, conv_bias, norm1, norm1_bias, stem, stem_bias, norm2, norm2_bias] = split(flat, self.lengths());
+        Weights {
+            conv: swap_last(conv, [d, self.bands, 9]),
+            conv_bias,
+            norm1: [norm1, norm1_bias],
+            stem: swap_last(stem, [1, d, taps]),
+            stem_bias,
+            norm2: [norm2, norm2_bias],
+        }
+    }
+
+    /// The tile with one pixel of zeros around it, bands innermost, hidden patches zero.
+    fn padded(&self, tile: &[f32], sample: usize) -> Vec<f32> {
+        let (side, bands) = (self.geometry.tile, self.bands);
+        let mut out = vec![0f32; (side + 2) * (side + 2) * bands];
+        let mut copy = |top: usize, left: usize, size: usize| {
+            for y in top..top + size {
+                for band in 0..bands {
+                    let line = &tile[(band * side + y) * side + left..][..size];
+                    let at = ((y + 1) * (side + 2) + left + 1) * bands + band;
+                    line.iter().enumerate().for_each(|(x, v)| out[at + x * bands] = *v);
+                }
+            }
+        };
+        match &self.geometry.mask {
+            None => copy(0, 0, side),
+            Some(mask) => {
+                let patch = side / mask.side();
+                for &p in mask.visible(sample) {
+                    copy(p as usize / mask.side() * patch, p as usize % mask.side() * patch, patch);
+                }
+            }
+        }
+        out
+    }
+
+    /// All intermediate values of `tile`.
+    fn sample(&self, w: &Weights, tile: &[f32], sample: usize) -> Sample {
+        let (g, d, bands) = (&self.geometry, self.channels, self.bands);
+        let (grid, k) = (&g.grids[0], g.stride);
+        let (width, line) = ((g.tile + 2) * bands, 3 * bands);
+        let padded = self.padded(tile, sample);
+        let sites = grid.rows * k * k;
+        let mut columns = vec![0f32; sites * 9 * bands];
+        let mut exists = Vec::with_capacity(sites);
+        let side = g.stem_padding..g.stem_padding + g.initial_side;
+        for position in grid.positions(sample) {
+            let (row, column) = (*position as usize / grid.side * k, *position as usize % grid.side * k);
+            for tap in 0..k * k {
+                let (y, x) = (row + tap / k, column + tap % k);
+                let inside = side.contains(&y) && side.contains(&x);
+                if inside {
+                    let (y, x) =
+                        (y - g.stem_padding + 1 - g.initial_padding, x - g.stem_padding + 1 - g.initial_padding);
+                    let out = &mut columns[exists.len() * 9 * bands..][..9 * bands];
+                    for dy in 0..3 {
+                        out[dy * line..][..line].copy_from_slice(&padded[(y + dy) * width + x * bands..][..line]);
+                    }
+                }
+                exists.push(inside);
+            }
+        }
+        let mut unit1 = vec![0f32; sites * d];
+        unit1.chunks_exact_mut(d).for_each(|row| row.copy_from_slice(w.conv_bias));
+        let sides = [sites, d, 9 * bands];
+        multiply(&mut unit1, sides, rows(&columns, 9 * bands), transposed(&w.conv, 9 * bands), true, false);
+        let (mut scale1, mut active, mut slope) = (vec![0f32; sites], vec![0f32; sites * d], vec![0f32; sites * d]);
+        let (mut unit2, mut scale2) = (vec![0f32; grid.rows * d], vec![0f32; grid.rows]);
+        vectorised(|| {
+            for (site, scale) in scale1.iter_mut().enumerate() {
+                let span = site * d..(site + 1) * d;
+                let (unit, active, slope) = (&mut unit1[span.clone()], &mut active[span.clone()], &mut slope[span]);
+                *scale = normalise(unit, self.ln_eps);
+                if exists[site] {
+                    affine(active, unit, w.norm1[0], w.norm1[1]);
+                    for (active, slope) in active.iter_mut().zip(slope) {
+                        (*active, *slope) = gelu_and_slope(*active);
+                    }
+                }
+            }
+            for ((unit, scale), active) in
+                unit2.chunks_exact_mut(d).zip(&mut scale2).zip(active.chunks_exact(k * k * d))
+            {
+                unit.copy_from_slice(w.stem_bias);
+                for (active, weight) in active.chunks_exact(d).zip(w.stem.chunks_exact(d)) {
+                    for ((unit, active), weight) in unit.iter_mut().zip(active).zip(weight) {
+                        *unit = active.mul_add(*weight, *unit);
+                    }
+                }
+                *scale = normalise(unit, self.ln_eps);
+            }
+        });
+        Sample { columns, exists, unit1, scale1, active, slope, unit2, scale2 }
+    }
+
+    fn forward(&self, x: &[f32], flat: &[f32]) -> Vec<f32> {
+        let w = self.weights(flat);
+        let (d, r, pixels) = (self.channels, self.geometry.grids[0].rows, self.geometry.tile * self.geometry.tile);
+        let mut out = vec![0f32; self.geometry.batch() * r * d];
+        out.par_chunks_mut(r * d).zip(x.par_chunks(pixels * self.bands)).enumerate().for_each(|(at, (out, tile))| {
+            let sample = self.sample(&w, tile, at);
+            vectorised(|| {
+                for (out, unit) in out.chunks_exact_mut(d).zip(sample.unit2.chunks_exact(d)) {
+                    affine(out, unit, w.norm2[0], w.norm2[1]);
+                }
+            });
+        });
+        out
+    }
+
+    fn backward(&self, x: &[f32], flat: &[f32], g: &[f32]) -> Vec<f32> {
+        let w = self.weights(flat);
+        let (d, r, pixels) = (self.channels, self.geometry.grids[0].rows, self.geometry.tile * self.geometry.tile);
+        let parts = x
+            .par_chunks(pixels * self.bands)
+            .zip(g.par_chunks(r * d))
+            .enumerate()
+            .map(|(at, (tile, g))| self.backward_sample(&w, &self.sample(&w, tile, at), g))
+            .collect();
+        let flat_grad = sum(parts);
+        let [conv, conv_bias, norm1, norm1_bias, stem, rest @ ..] = split(&flat_grad, self.lengths());
+        let conv = swap_last(conv, [d, 9, self.bands]);
+        let stem = swap_last(stem, [1, self.geometry.stride * self.geometry.stride, d]);
+        [&conv, conv_bias, norm1, norm1_bias, &stem].into_iter().chain(rest).flatten().copied().collect()
+    }
+
+    fn backward_sample(&self, w: &Weights, s: &Sample, g: &[f32]) -> Vec<f32> {
+        let (d, k, sites) = (self.channels, self.geometry.stride, s.scale1.len());
+        let mut flat = vec![0f32; self.lengths().iter().sum()];
+        let [conv, conv_bias, norm1, norm1_bias, stem, stem_bias, norm2, norm2_bias] =
+            split_mut(&mut flat, self.lengths());
+        let (mut g, mut site_g) = (g.to_vec(), vec![0f32; sites * d]);
+        vectorised(|| {
+            for (row, scale) in s.scale2.iter().enumerate() {
+                let (g, unit) = (&mut g[row * d..][..d], &s.unit2[row * d..][..d]);
+                normalise_backward(g, unit, *scale, w.norm2[0], norm2, norm2_bias);
+                add(stem_bias, g);
+                for tap in 0..k * k {
+                    let site = row * k * k + tap;
+                    if !s.exists[site] {
+                        continue;
+                    }
+                    let (span, taps) = (site * d..(site + 1) * d, tap * d..(tap + 1) * d);
+                    let (active, slope) = (&s.active[span.clone()], &s.slope[span.clone()]);
+                    let (weight, weight_grad) = (&w.stem[taps.clone()], &mut stem[taps]);
+                    let site_g = &mut site_g[span.clone()];
+                    for i in 0..d {
+                        weight_grad[i] = g[i].mul_add(active[i], weight_grad[i]);
+                        site_g[i] = g[i] * weight[i] * slope[i];
+                    }
+                    normalise_backward(site_g, &s.unit1[span], s.scale1[site], w.norm1[0], norm1, norm1_bias);
+                }
+            }
+            add_rows(conv_bias, &site_g);
+        });
+        let n = 9 * self.bands;
+        multiply(conv, [d, n, sites], transposed(&site_g, d), rows(&s.columns, n), false, false);
+        flat
+    }
+}
+
+impl CustomOp2 for Stem {
+    fn name(&self) -> &'static str {
+        "stem"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, p: &CpuStorage, pl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let out = self.forward(values(x, xl)?, values(p, pl)?);
+        let shape = (out.len() / self.channels, self.channels).into();
+        Ok((CpuStorage::F32(out), shape))
+    }
+
+    fn bwd(&self, x: &Tensor, p: &Tensor, _: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let p_grad = with_values([x, p, g], |[x, p, g]| self.backward(x, p, g))?;
+        Ok((None, Some(Tensor::from_vec(p_grad, p.shape(), p.device())?)))
+    }
+}
