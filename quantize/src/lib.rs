@@ -6,7 +6,7 @@
 //! | [`int8`] | to int8, with calibration |
 //! | [`writer`] | sections and header to a file, for every precision |
 //! | [`mod@embed`] | the runtime over many tiles |
-//! | [`reference`] | the encoder in float64, where observers may look at every map |
+//! | [`mod@reference`] | the encoder in float64, where observers may look at every map |
 //! | [`inspect`] | what a model file holds |
 //! | [`compare`] | cosine and signal-to-noise ratio of two sets of embeddings |
 //! | [`testing`] | encoders and tiles from a seed |

@@ -104,7 +104,7 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("quantize: {}", format!("{error:#}").replace('\n', " "));
+            eprintln!("quantize: {}", format!("{error:#}").replace(char::is_control, " "));
             ExitCode::from(2)
         }
     }
@@ -200,8 +200,7 @@ fn compare(path: &Path, float: &Path, tiles: &Path, bands: Option<&[String]>, js
         })
         .collect();
     bar.finish_and_clear();
-    let found: Vec<Vec<f64>> =
-        (0..found.rows).map(|i| found.row(i).iter().map(|&v| f64::from(v)).collect()).collect();
+    let found: Vec<Vec<f64>> = (0..found.rows).map(|i| found.row(i).iter().map(|&v| f64::from(v)).collect()).collect();
     let agreement = Agreement::of(&found, &expected);
     if json {
         let mut value = agreement.json();
@@ -270,9 +269,7 @@ fn progress(tiles: usize, what: &'static str) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} tiles  {per_sec}  {eta} left");
-    ProgressBar::new(tiles as u64)
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        .with_message(what)
+    ProgressBar::new(tiles as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(what)
 }
 
 /// Writes to standard output; a reader that has gone away is not an error.

@@ -24,7 +24,7 @@ use crate::model::{Architecture, STAGES};
 const STRIP_PIXELS: usize = 64;
 
 /// Lengths of a step's regions, in f32 values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FloatRegions {
     /// The map that stays.
     pub map: usize,
@@ -39,74 +39,87 @@ pub struct FloatRegions {
 }
 
 /// The product, or `usize::MAX`: such an arena cannot be had, which [`crate::encoder::Encoder::embed`] reports.
-fn product(factors: &[usize]) -> usize {
-    factors.iter().fold(1, |n, &f| n.saturating_mul(f))
+const fn product(a: usize, b: usize, c: usize) -> usize {
+    a.saturating_mul(b).saturating_mul(c)
+}
+
+const fn larger(a: usize, b: usize) -> usize {
+    if a > b { a } else { b }
 }
 
 /// Rounds up to whole 16 bytes.
-pub(crate) fn round(floats: usize) -> usize {
+pub(crate) const fn round(floats: usize) -> usize {
     floats.div_ceil(4).saturating_mul(4)
 }
 
 /// Rows of a strip of a map of this side.
-pub(crate) fn strip_rows(side: usize) -> usize {
-    STRIP_PIXELS.div_ceil(side.max(1)).clamp(1, side.max(1))
+pub(crate) const fn strip_rows(side: usize) -> usize {
+    let rows = STRIP_PIXELS.div_ceil(larger(side, 1));
+    if rows > side { side } else { rows }
 }
 
 impl FloatRegions {
     /// The stem; `half` if weights are f16.
-    pub fn stem(arch: &Architecture, bands: usize, half: bool) -> Self {
+    pub const fn stem(arch: &Architecture, bands: usize, half: bool) -> Self {
         let (grid, d, k, w) = (arch.grids()[0], arch.dim(0), arch.stem_stride(), arch.initial_grid());
-        let padded = usize::from(arch.tile_size) + 2 * arch.initial_padding();
+        let padded = arch.tile_size as usize + 2 * arch.initial_padding();
         Self {
-            map: product(&[grid, grid, d]),
-            strip: product(&[k, w, d]),
+            map: product(grid, grid, d),
+            strip: product(k, w, d),
             aside: 3 * padded * bands + 9 * w * bands,
-            panel: if half { PANEL * (9 * bands).max(k * k) } else { 0 },
-            ..Self::default()
+            panel: if half { PANEL * larger(9 * bands, k * k) } else { 0 },
+            hidden: 0,
         }
     }
 
     /// The downsampling before `stage`, 1 to 3.
-    pub fn downsample(arch: &Architecture, stage: usize, half: bool) -> Self {
+    pub const fn downsample(arch: &Architecture, stage: usize, half: bool) -> Self {
         let (grids, before) = (arch.grids(), arch.dim(stage - 1));
+        let (side, grid) = (grids[stage - 1], grids[stage]);
         Self {
-            map: product(&[grids[stage - 1], grids[stage - 1], before]),
-            hidden: product(&[grids[stage], grids[stage], arch.dim(stage)]),
-            strip: product(&[strip_rows(grids[stage]), grids[stage], 4 * before]),
+            map: product(side, side, before),
+            hidden: product(grid, grid, arch.dim(stage)),
+            strip: product(strip_rows(grid), grid, 4 * before),
+            aside: 0,
             panel: if half { PANEL * 4 * before } else { 0 },
-            ..Self::default()
         }
     }
 
     /// A block of `stage`.
-    pub fn block(arch: &Architecture, stage: usize, half: bool) -> Self {
+    pub const fn block(arch: &Architecture, stage: usize, half: bool) -> Self {
         let (grid, d) = (arch.grids()[stage], arch.dim(stage));
         Self {
-            map: product(&[grid, grid, d]),
-            hidden: product(&[grid, grid, 4 * d]),
-            strip: product(&[strip_rows(grid), grid, d]),
+            map: product(grid, grid, d),
+            hidden: product(grid, grid, 4 * d),
+            strip: product(strip_rows(grid), grid, d),
             aside: 2 * 4 * d,
-            panel: if half { PANEL * (4 * d).max(49) } else { 0 },
+            panel: if half { PANEL * larger(4 * d, 49) } else { 0 },
         }
     }
 
     /// Sum of all regions, each rounded up to 16 bytes.
-    pub fn total(&self) -> usize {
-        [self.map, self.hidden, self.strip, self.aside, self.panel]
-            .into_iter()
-            .fold(0, |sum: usize, region| sum.saturating_add(round(region)))
+    pub const fn total(&self) -> usize {
+        let regions = [self.map, self.hidden, self.strip, self.aside, self.panel];
+        let (mut sum, mut i) = (0usize, 0);
+        while i < regions.len() {
+            sum = sum.saturating_add(round(regions[i]));
+            i += 1;
+        }
+        sum
     }
 }
 
-/// Bytes of the arena of an f32 model, or with `half` of an f16 model. Saturates at `usize::MAX`.
-pub fn float_arena_bytes(arch: &Architecture, bands: usize, half: bool) -> usize {
+/// Bytes of the arena of an f32 model, or with `half` of an f16 model. Saturates at `usize::MAX`. A constant if the architecture
+/// is, so that a program can reserve the arena when it is built.
+pub const fn float_arena_bytes(arch: &Architecture, bands: usize, half: bool) -> usize {
     let mut floats = FloatRegions::stem(arch, bands, half).total();
-    for stage in 0..STAGES {
-        floats = floats.max(FloatRegions::block(arch, stage, half).total());
+    let mut stage = 0;
+    while stage < STAGES {
+        floats = larger(floats, FloatRegions::block(arch, stage, half).total());
         if stage > 0 {
-            floats = floats.max(FloatRegions::downsample(arch, stage, half).total());
+            floats = larger(floats, FloatRegions::downsample(arch, stage, half).total());
         }
+        stage += 1;
     }
     floats.saturating_mul(size_of::<f32>())
 }
@@ -114,6 +127,7 @@ pub fn float_arena_bytes(arch: &Architecture, bands: usize, half: bool) -> usize
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::StemPadding;
 
     #[test]
     fn the_hidden_map_of_stage_0_rules() {
@@ -122,5 +136,27 @@ mod tests {
         let floats = 32 * 32 * 16 + 32 * 32 * 64 + 2 * 32 * 16 + 2 * 64;
         assert_eq!(float_arena_bytes(&yocto, 3, false), 4 * floats);
         assert_eq!(float_arena_bytes(&yocto, 3, true), 4 * (floats + 8 * 64));
+    }
+
+    #[test]
+    fn the_size_is_a_constant() {
+        const SMALL: Architecture = Architecture {
+            tile_size: 32,
+            patch_size: 16,
+            stem_padding: StemPadding::Same,
+            depths: [1; 4],
+            dims: [8, 16, 32, 64],
+            grn_eps: 1e-6,
+            ln_eps: 1e-6,
+        };
+        static ARENA: [u8; float_arena_bytes(&SMALL, 3, false)] = [0; float_arena_bytes(&SMALL, 3, false)];
+        assert!(ARENA.len() > 4 * 16 * 16 * 8 * 5);
+    }
+
+    #[test]
+    fn impossible_sizes_saturate() {
+        assert_eq!(product(usize::MAX, 2, 3), usize::MAX);
+        let regions = FloatRegions { map: usize::MAX, hidden: 5, strip: 0, aside: 0, panel: 0 };
+        assert!(regions.total() > usize::MAX - 8);
     }
 }

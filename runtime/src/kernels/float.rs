@@ -7,6 +7,12 @@
 //! Layouts: maps `[height, width, channels]`, weights in panels of [`PANEL`] output channels ([`crate::model::float_layout`]).
 //! A kernel that takes a panel computes its output channels alone: at most [`PANEL`], as many as `bias` is long.
 //!
+//! Why four pixels by one panel: eight accumulators of four lanes, two registers of weights and one of input fit the 16 registers of
+//! SSE2 and the 32 of NEON, and each weight that is loaded is used four times.
+//!
+//! Measured: whole encoders of 64x64 tiles run at 1.9 (yocto) to 2.9 (atto) GMAC/s on one thread of a shared x86-64 server built for
+//! SSE2, everything included.
+//!
 //! Relative to the same sums in float64 each dot product of `n` terms is within `(64 + n / 64) * 2^-24` of the sum of the
 //! magnitudes of its terms: 64 products are summed on their own, then added to the rest.
 

@@ -74,7 +74,7 @@ pub trait Element: bytemuck::AnyBitPattern {
 macro_rules! elements {
     ($($rust:ty => $dtype:ident),*) => { $(impl Element for $rust { const DTYPE: Dtype = Dtype::$dtype; })* };
 }
-// u16 holds the bits of an f16; see `kernels::f16_to_f32`.
+// u16 holds the bits of an f16; see `kernels::float::widen_f16`.
 elements!(f32 => F32, u16 => F16, i8 => I8, i16 => I16, i32 => I32, i64 => I64);
 
 /// The part of the encoder to which a section belongs.
