@@ -36,9 +36,9 @@ pub struct Learned {
     pub bytes: Vec<u8>,
     /// By rising label.
     pub classes: Vec<ClassCount>,
-    /// Share of held-out tiles, by balanced accuracy, whose margin falls on the right side of the midpoint; `None` if there
-    /// were too few tiles to hold any out, so that curve and threshold are the defaults.
-    pub held_out_accuracy: Option<f64>,
+    /// Chance that a wanted tile has a larger margin than another one (area under the ROC curve), both held out; `None` if
+    /// there were too few tiles to hold any out, so that curve and threshold are the defaults.
+    pub held_out_auc: Option<f64>,
 }
 
 /// What a class contributed.
@@ -93,10 +93,10 @@ pub fn learn(space: &str, embeddings: &[Vec<f32>], labels: &[u16], request: &Req
         ensure!(classes.contains(wanted), "no tile of the wanted class {wanted}; there are classes {classes:?}");
     }
     let data = Data { space, embeddings, labels, centre, request };
-    let (curve, held_out_accuracy) = data.calibrate(&classes)?;
+    let (curve, held_out_auc) = data.calibrate(&classes)?;
     let all: Vec<usize> = (0..labels.len()).collect();
     let (bytes, counts) = data.build(&all, &classes, curve)?;
-    Ok(Learned { bytes, classes: counts, held_out_accuracy })
+    Ok(Learned { bytes, classes: counts, held_out_auc })
 }
 
 impl Data<'_> {
@@ -141,7 +141,7 @@ impl Data<'_> {
         Ok((bytes, counts))
     }
 
-    /// The curve, and the balanced accuracy of the held-out margins; defaults if a half would hold no wanted tile.
+    /// The curve, and the area under the ROC curve of the held-out margins; defaults if a half would hold no wanted tile.
     fn calibrate(&self, classes: &[u16]) -> Result<(Curve, Option<f64>)> {
         // Each class shuffled and dealt out in turn, so that both halves hold half of it whatever its order was.
         let mut random = Random(self.request.seed);
@@ -173,13 +173,22 @@ impl Data<'_> {
         novelties.sort_by(f32::total_cmp);
         let at = ((novelties.len() - 1) as f64 * NOVELTY_QUANTILE) as usize;
         let novel_from = novelties[at].clamp(1e-3, 2.0);
-        let right = |side: bool| {
-            let side: Vec<f32> = margins.iter().filter(|(_, w)| *w == side).map(|(m, _)| *m).collect();
-            (side.iter().filter(|m| **m >= midpoint).count() as f64 / side.len() as f64, side.len())
-        };
-        let ((hits, _), (false_alarms, _)) = (right(true), right(false));
-        Ok((Curve { midpoint, temperature, novel_from }, Some((hits + 1.0 - false_alarms) / 2.0)))
+        Ok((Curve { midpoint, temperature, novel_from }, Some(area_under_roc(&mut margins))))
     }
+}
+
+/// Chance that a wanted margin is larger than another one, equal ones counting half. Sorts `margins`.
+fn area_under_roc(margins: &mut [(f32, bool)]) -> f64 {
+    margins.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (mut others_below, mut area) = (0.0, 0.0);
+    for equal in margins.chunk_by(|a, b| a.0 == b.0) {
+        let wanted = equal.iter().filter(|m| m.1).count() as f64;
+        let others = equal.len() as f64 - wanted;
+        area += wanted * (others_below + others / 2.0);
+        others_below += others;
+    }
+    let wanted = margins.len() as f64 - others_below;
+    area / (wanted * others_below)
 }
 
 fn push_direction(direction: &[f32], to: &mut Vec<i8>) -> bool {
@@ -215,7 +224,7 @@ mod tests {
         let mut random = Random(3);
         let (embeddings, labels) = data(&mut random);
         let learned = learn("space", &embeddings, &labels, &request()).unwrap();
-        assert!(learned.held_out_accuracy.unwrap() > 0.99);
+        assert!(learned.held_out_auc.unwrap() > 0.99);
         assert_eq!(
             learned.classes.iter().map(|c| (c.label, c.tiles)).collect::<Vec<_>>(),
             [(3, 100), (5, 100), (9, 100)]
@@ -234,10 +243,28 @@ mod tests {
     }
 
     #[test]
+    fn area_counts_pairs() {
+        let mut margins = [(0.1, false), (0.3, true), (0.2, false), (0.2, true), (0.9, false), (0.05, true)];
+        let mut pairs = 0.0;
+        for (a, _) in margins.iter().filter(|m| m.1) {
+            for (b, _) in margins.iter().filter(|m| !m.1) {
+                pairs += if a > b {
+                    1.0
+                } else if a == b {
+                    0.5
+                } else {
+                    0.0
+                };
+            }
+        }
+        assert!((area_under_roc(&mut margins) - pairs / 9.0).abs() < 1e-12);
+    }
+
+    #[test]
     fn few_tiles_fall_back_and_wrong_ones_are_refused() {
         let embeddings = vec![vec![1.0, 0.0], vec![0.0, 1.0]];
         let learned = learn("space", &embeddings, &[5, 6], &request()).unwrap();
-        assert_eq!(learned.held_out_accuracy, None);
+        assert_eq!(learned.held_out_auc, None);
         assert_eq!(Prototypes::parse(&learned.bytes).unwrap().header().temperature, DEFAULT_CURVE.temperature);
         let error = |labels: &[u16]| learn("space", &embeddings, labels, &request()).unwrap_err().to_string();
         assert!(error(&[1, 2]).contains("wanted class 5") && error(&[5]).contains("1 labels for 2 tiles"));

@@ -4,7 +4,7 @@
 ///
 /// The targets are drawn in from 0 and 1 as J. Platt does (Probabilistic outputs for support vector machines, 1999), so that
 /// margins which separate the two sides perfectly still give a finite slope. `None` if one side is empty, or if the margin
-/// does not rise with being wanted.
+/// hardly rises with being wanted: a curve that a prototype file cannot hold.
 pub(crate) fn fit(margins: &[(f32, bool)]) -> Option<(f32, f32)> {
     let wanted = margins.iter().filter(|(_, w)| *w).count() as f64;
     let others = margins.len() as f64 - wanted;
@@ -48,8 +48,7 @@ pub(crate) fn fit(margins: &[(f32, bool)]) -> Option<(f32, f32)> {
         shift -= step * d1;
     }
     let (midpoint, temperature) = (-shift / slope, 1.0 / slope);
-    (slope > 0.0 && midpoint.is_finite())
-        .then(|| (midpoint.clamp(-2.0, 2.0) as f32, temperature.clamp(1e-3, 10.0) as f32))
+    ((1e-3..=100.0).contains(&temperature) && midpoint.abs() <= 100.0).then(|| (midpoint as f32, temperature as f32))
 }
 
 #[cfg(test)]

@@ -44,11 +44,11 @@ pub struct Header<'a> {
     pub prototypes: u16,
     /// Number of embeddings in the bank.
     pub bank: u16,
-    /// Margin at which a tile is as probably wanted as not.
+    /// Margin at which a tile is as probably wanted as not, within 100 of 0 (beyond 2 no margin reaches it).
     pub midpoint: f32,
-    /// Change of the margin that changes the log-odds by 1; positive.
+    /// Change of the margin that changes the log-odds by 1; 1e-4 to 100.
     pub temperature: f32,
-    /// Novelty from which a tile is called novel; positive.
+    /// Novelty from which a tile is called novel; 1e-4 to 2.
     pub novel_from: f32,
 }
 
@@ -305,10 +305,10 @@ pub(super) fn check_header(header: &Header<'_>) -> Result<(), ParseError> {
     if header.prototypes == 0 {
         return Err(ParseError::NothingWanted);
     }
-    if !(-2.0..=2.0).contains(&header.midpoint) {
+    if !(-100.0..=100.0).contains(&header.midpoint) {
         return Err(ParseError::Header("midpoint"));
     }
-    if !(1e-4..=10.0).contains(&header.temperature) {
+    if !(1e-4..=100.0).contains(&header.temperature) {
         return Err(ParseError::Header("temperature"));
     }
     if !(1e-4..=2.0).contains(&header.novel_from) {

@@ -34,10 +34,10 @@ pub struct Policy {
 }
 
 impl Default for Policy {
-    /// A wanted tile is worth 50 routine ones, a novel one 15; an embedding keeps a tenth of a tile's worth.
+    /// A wanted tile is worth 50 routine ones, a novel one 15; an embedding keeps 3 % of a tile's worth.
     ///
-    /// So, at 12 KiB a tile and 128 dimensions, tiles that are surely wanted go down in full before the embeddings of
-    /// routine ones, and those before routine tiles in full.
+    /// So, at 12 KiB a tile and 128 dimensions, a tile worth 0.1 or more goes down in full before the embedding of one
+    /// worth 0.04, and that before a routine tile in full.
     fn default() -> Self {
         Self {
             base: 0.02,
@@ -45,7 +45,7 @@ impl Default for Policy {
             novel: 0.3,
             wanted_from: 0.5,
             novel_from: 0.5,
-            fidelity: [0.0, 0.02, 0.05, 0.1, 1.0],
+            fidelity: [0.0, 0.005, 0.01, 0.03, 1.0],
             always_record: true,
         }
     }

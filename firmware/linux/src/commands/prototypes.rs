@@ -103,16 +103,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let table = Prototypes::parse(&learned.bytes)?;
     let header = table.header();
     text += &format!(
-        "{} bytes; {} tiles vetoed; probability {:.3} at margin {:.3}, e-fold {:.3}; novel from {:.3}\n",
+        "{} bytes; {} tiles vetoed; probability 1/2 at margin {:.3}, temperature {:.3}; novel from {:.3}\n",
         learned.bytes.len(),
         vetoed,
-        0.5,
         header.midpoint,
         header.temperature,
         header.novel_from
     );
-    text += &match learned.held_out_accuracy {
-        Some(accuracy) => format!("wanted told from others on held-out halves: balanced accuracy {accuracy:.3}\n"),
+    text += &match learned.held_out_auc {
+        Some(auc) => format!("wanted ranked before others on held-out halves: area under the ROC curve {auc:.3}\n"),
         None => "too few tiles to hold any out: default probability curve\n".into(),
     };
     print(&text)
