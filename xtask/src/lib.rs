@@ -1,3 +1,5 @@
 //! The library behind `cargo xtask`, so that tests can call what the command runs.
 
+pub mod emulator;
+pub mod firmware;
 pub mod qemu;

@@ -1,36 +1,397 @@
 //! `cargo xtask qemu BOARD`: a model on an emulated microcontroller, compared with this machine.
 
 use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nadir::encoder::Encoder;
+use nadir::model::Model;
+use nadir::triage::prototypes::Prototypes;
+use nadir::triage::quality::{Limits, Quality};
+use nadir::triage::record::{Record, ValueType};
+use nadir_app::camera::{Identity, store_header};
+use nadir_app::score;
+use nadir_formats::{AlignedBytes, Pixels, Tiles, read_integers, write_atomic};
+
+use crate::emulator::{self, Loaded, Transcript};
+pub use crate::firmware::Missing;
+use crate::firmware::{Contents, build, check_target, contents, root};
 
 /// Exit code where the emulator or the compiler's target is not installed.
 pub const EXIT_MISSING: u8 = 3;
 
-/// Something that has to be installed first.
-#[derive(Debug)]
-pub struct Missing(pub String);
-
-impl std::fmt::Display for Missing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Missing {}
+/// Where the firmware of every emulated board looks for tiles and prototypes.
+const TILES_ADDRESS: u32 = 0x6000_0000;
+const PROTOTYPES_ADDRESS: u32 = 0x6080_0000;
+/// Room for each of them.
+const ROOM: usize = 8 << 20;
+/// Value of a split file that marks test tiles.
+const TEST: i64 = 2;
 
 /// Arguments of `cargo xtask qemu`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
-    /// The board: mps2-an500.
+    /// The board: mps2-an500 (Cortex-M7)
     pub board: String,
-    /// The model that goes into the firmware's flash.
-    #[arg(long, default_value = "models/yocto-rgb-int8.nadir")]
-    pub model: PathBuf,
+    /// The model that goes into the firmware's flash [default: models/yocto-rgb-int8.nadir]
+    #[arg(long, value_name = "M.nadir")]
+    pub model: Option<PathBuf>,
+    /// Tiles [tiles, bands, height, width] [default: the test tiles of samples/eurosat-rgb]
+    #[arg(long, value_name = "T.npy")]
+    pub tiles: Option<PathBuf>,
+    /// Bands of the tiles in their order, if not the model's: B4,B3,B2
+    #[arg(long, value_delimiter = ',', requires = "tiles")]
+    pub bands: Option<Vec<String>>,
+    /// How many tiles, from the first on
+    #[arg(long, default_value_t = 16)]
+    pub count: usize,
+    /// Prototypes made by `triage prototypes`: the device scores tiles too
+    #[arg(long, value_name = "P")]
+    pub prototypes: Option<PathBuf>,
+    /// RAM set aside for the encoder, in KiB
+    #[arg(long, default_value_t = 1024)]
+    pub arena_kib: usize,
+    /// Give up after so many seconds
+    #[arg(long, default_value_t = 600)]
+    pub timeout: u64,
+    /// Write what the firmware logged, as defmt's frames; decode them with `defmt-print -e FIRMWARE < FILE`
+    #[arg(long, value_name = "FILE")]
+    pub raw_log: Option<PathBuf>,
+    /// Print what the firmware logged
+    #[cfg(feature = "logs")]
+    #[arg(long)]
+    pub log: bool,
 }
 
-/// Runs the command.
-pub fn main(arguments: &Arguments) -> anyhow::Result<()> {
-    match arguments.board.as_str() {
-        "mps2-an500" => anyhow::bail!("{} does not exist yet", arguments.model.display()),
-        other => anyhow::bail!("no board {other}; there is mps2-an500"),
+impl Arguments {
+    /// The defaults for `board`.
+    pub fn new(board: &str) -> Self {
+        Self {
+            board: board.into(),
+            model: None,
+            tiles: None,
+            bands: None,
+            count: 16,
+            prototypes: None,
+            arena_kib: 1024,
+            timeout: 600,
+            raw_log: None,
+            #[cfg(feature = "logs")]
+            log: false,
+        }
+    }
+}
+
+/// One tile on both machines.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Position among the tiles.
+    pub tile: u32,
+    /// Instructions that the device took to embed it; 0 if it did not.
+    pub instructions: u64,
+    /// The device's record.
+    pub record: Record,
+    /// How many values of the embedding differ; `None` if both machines vetoed the tile.
+    pub differing: Option<usize>,
+    /// Whether this machine makes the same record.
+    pub record_equal: bool,
+}
+
+/// What a run gave.
+#[derive(Debug)]
+pub struct Report {
+    /// Everything that the device said.
+    pub transcript: Transcript,
+    /// One row a tile.
+    pub rows: Vec<Row>,
+    /// What the firmware holds.
+    pub contents: Contents,
+    /// Bytes of the model in it.
+    pub model_bytes: usize,
+    /// What it logged, in defmt's frames.
+    pub log: Vec<u8>,
+    /// The firmware, whose symbols hold the log's format strings.
+    pub image: PathBuf,
+    /// How long the emulator ran, in seconds.
+    pub seconds: f64,
+}
+
+impl Report {
+    /// Tiles that both machines embedded.
+    pub fn embedded(&self) -> usize {
+        self.rows.iter().filter(|row| row.differing.is_some()).count()
+    }
+
+    /// Tiles whose embeddings are the same bytes.
+    pub fn equal(&self) -> usize {
+        self.rows.iter().filter(|row| row.differing == Some(0)).count()
+    }
+
+    /// Whether device and host agree in every byte of every embedding and record.
+    pub fn agrees(&self) -> bool {
+        self.equal() == self.embedded() && self.rows.iter().all(|row| row.record_equal)
+    }
+
+    /// Mean number of instructions of one embedding.
+    pub fn instructions(&self) -> f64 {
+        let sum: u64 = self.rows.iter().map(|row| row.instructions).sum();
+        sum as f64 / self.embedded().max(1) as f64
+    }
+
+    /// The report as text.
+    pub fn text(&self) -> String {
+        let mut text = String::from("tile  instructions  embedding   record\n");
+        for row in &self.rows {
+            let embedding = match row.differing {
+                None => "-".into(),
+                Some(0) => "equal".into(),
+                Some(values) => format!("{values} differ"),
+            };
+            let record = if row.record_equal { "equal" } else { "differs" };
+            let reason = row.record.reason;
+            text += &format!("{:4}  {:12}  {embedding:<10}  {record} ({reason})\n", row.tile, row.instructions);
+        }
+        let (device, contents) = (&self.transcript, &self.contents);
+        let macs = device.macs as f64;
+        text += &format!(
+            "\nmodel    {}, {} bytes, {:.1} M multiply-accumulates a tile\n\
+             device   {:.1} M instructions a tile, {:.2} for each multiply-accumulate\n\
+             flash    {} bytes, {} of them code\n\
+             RAM      {} bytes static, {} of them used by the encoder\n\
+             symbols  {} of the heap, {} of panics\n\
+             emulator {:.1} s\n\n",
+            device.model,
+            self.model_bytes,
+            macs / 1e6,
+            self.instructions() / 1e6,
+            self.instructions() / macs.max(1.0),
+            contents.flash,
+            contents.code,
+            contents.ram,
+            device.arena_bytes,
+            contents.heap_symbols,
+            contents.panic_symbols,
+            self.seconds,
+        );
+        text += &format!("{} of {} embeddings equal", self.equal(), self.embedded());
+        let vetoed = self.rows.len() - self.embedded();
+        if vetoed > 0 {
+            text += &format!(", {vetoed} tiles vetoed");
+        }
+        text + "\n"
+    }
+}
+
+/// Runs the command, and prints its report.
+///
+/// # Errors
+/// [`Missing`] if something has to be installed first; otherwise those of [`run`], or if any byte differs.
+pub fn main(arguments: &Arguments) -> Result<()> {
+    let report = run(arguments)?;
+    print!("{}", report.text());
+    ensure!(report.agrees(), "the device and this machine disagree");
+    Ok(())
+}
+
+/// Builds the firmware, runs it on the tiles, and repeats its work here.
+///
+/// # Errors
+/// [`Missing`] if something has to be installed first; otherwise in one line, the device's own reason included.
+pub fn run(arguments: &Arguments) -> Result<Report> {
+    let (folder, machine) = match arguments.board.as_str() {
+        "mps2-an500" => ("qemu-mps2-an500", "mps2-an500"),
+        other => bail!("there is no board {other}, only mps2-an500"),
+    };
+    emulator::check_qemu()?;
+    check_target()?;
+
+    let model_path = arguments.model.clone().unwrap_or_else(|| root().join("models/yocto-rgb-int8.nadir"));
+    let model_bytes = AlignedBytes::read(&model_path)?;
+    let model = Model::parse(&model_bytes).with_context(|| model_path.display().to_string())?;
+    let tiles = tiles(arguments, &model)?;
+    let prototype_bytes = match &arguments.prototypes {
+        Some(path) => std::fs::read(path).with_context(|| path.display().to_string())?,
+        None => vec![],
+    };
+    let prototypes = match &arguments.prototypes {
+        Some(path) => Some(Prototypes::parse(&prototype_bytes).with_context(|| path.display().to_string())?),
+        None => None,
+    };
+
+    let image = build(folder, &model_path, arguments.arena_kib)?;
+    let elf = std::fs::read(&image).with_context(|| image.display().to_string())?;
+    let store = store(&tiles)?;
+    let mut with_length = (prototype_bytes.len() as u32).to_le_bytes().to_vec();
+    with_length.extend(&prototype_bytes);
+    ensure!(with_length.len() <= ROOM, "the prototypes have {} bytes, there is room for {ROOM}", with_length.len());
+    let loaded =
+        [Loaded { bytes: &store, address: TILES_ADDRESS }, Loaded { bytes: &with_length, address: PROTOTYPES_ADDRESS }];
+    let mut outcome = emulator::run(machine, &image, &loaded, Duration::from_secs(arguments.timeout))?;
+    if let Some(path) = &arguments.raw_log {
+        write_atomic(path, &outcome.log)?;
+    }
+    #[cfg(feature = "logs")]
+    if arguments.log {
+        emulator::log_lines(&elf, &outcome.log)?.iter().for_each(|line| println!("{line}"));
+        println!();
+    }
+    let transcript = emulator::transcript(&mut outcome.link)?;
+    if let Some((tile, part, reason)) = transcript.failures.first() {
+        let place = tile.map_or_else(String::new, |tile| format!(", tile {tile}"));
+        bail!("the device failed ({part:?}{place}): {reason}");
+    }
+    let done = transcript.done.context("the device ended without its last message")?;
+    ensure!(outcome.success, "the firmware ended with an error that it did not name");
+    ensure!(
+        (done.embedded + done.vetoed) as usize == tiles.len(),
+        "the device saw {} tiles of {}",
+        done.embedded + done.vetoed,
+        tiles.len()
+    );
+
+    let rows = compare(&model, &tiles, prototypes.as_ref(), &transcript)?;
+    let (contents, model_bytes) = (contents(&elf)?, model_bytes.len());
+    Ok(Report { transcript, rows, contents, model_bytes, log: outcome.log, image, seconds: outcome.seconds })
+}
+
+/// The tiles of a run, in the model's order of bands.
+fn tiles(arguments: &Arguments, model: &Model<'_>) -> Result<Tiles> {
+    ensure!(arguments.count > 0, "--count is 0");
+    let wanted: Vec<_> = model.bands().iter().map(|band| band.name.as_str()).collect();
+    let folder = root().join("samples/eurosat-rgb");
+    let path = arguments.tiles.clone().unwrap_or_else(|| folder.join("tiles.npy"));
+    let mut tiles = Tiles::read(&path)?;
+    let indices: Vec<usize> = if arguments.tiles.is_some() {
+        (0..tiles.len()).take(arguments.count).collect()
+    } else {
+        let split = read_integers(&folder.join("split.npy"))?;
+        let test = split.iter().enumerate().filter(|(_, split)| **split == TEST).map(|(index, _)| index);
+        test.filter(|&index| index < tiles.len()).take(arguments.count).collect()
+    };
+    ensure!(
+        indices.len() == arguments.count,
+        "{}: has {} tiles to choose from, {} are wanted",
+        path.display(),
+        indices.len(),
+        arguments.count
+    );
+    tiles = tiles.pick(&indices);
+    let present: Option<Vec<&str>> = match (&arguments.bands, &arguments.tiles) {
+        (Some(bands), _) => Some(bands.iter().map(String::as_str).collect()),
+        (None, None) => Some(vec!["B4", "B3", "B2"]),
+        (None, Some(_)) => None,
+    };
+    if let Some(present) = present {
+        tiles = tiles.select_bands(&present, &wanted).with_context(|| path.display().to_string())?;
+    }
+    let side = usize::from(model.architecture().tile_size);
+    ensure!(
+        tiles.shape[1..] == [wanted.len(), side, side],
+        "{}: has shape {:?}, the model takes [tiles, {}, {side}, {side}] with bands {}",
+        path.display(),
+        tiles.shape,
+        wanted.len(),
+        wanted.join(",")
+    );
+    Ok(tiles)
+}
+
+/// The memory that the camera in software reads from.
+fn store(tiles: &Tiles) -> Result<Vec<u8>> {
+    let (value_type, values): (_, Vec<u8>) = match &tiles.pixels {
+        Pixels::U8(v) => (ValueType::U8, v.clone()),
+        Pixels::U16(v) => (ValueType::U16, v.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        Pixels::F32(v) => (ValueType::F32, v.iter().flat_map(|v| v.to_le_bytes()).collect()),
+    };
+    let [n, bands, height, width] = tiles.shape;
+    let side = |length: usize| u16::try_from(length).with_context(|| format!("tiles have shape {:?}", tiles.shape));
+    let identity =
+        Identity { value_type, bands: side(bands)?, height: side(height)?, width: side(width)?, tiles: n as u32 };
+    let mut store = store_header(&identity).to_vec();
+    store.extend(values);
+    ensure!(
+        store.len() <= ROOM,
+        "the tiles have {} bytes, there is room for {ROOM}: use a smaller --count",
+        store.len()
+    );
+    Ok(store)
+}
+
+/// Repeats on this machine what the device did.
+fn compare(
+    model: &Model<'_>,
+    tiles: &Tiles,
+    prototypes: Option<&Prototypes<'_>>,
+    transcript: &Transcript,
+) -> Result<Vec<Row>> {
+    let encoder = Encoder::new(model);
+    let mut arena = AlignedBytes::zeroed(encoder.arena_bytes());
+    let mut embedding = vec![0.0; model.embedding_dimension()];
+    let mut rows = vec![];
+    for index in 0..tiles.len() {
+        let (tile, number) = (tiles.tile(index), index as u32);
+        let once = |count: usize, what: &str| {
+            ensure!(count <= 1, "the device sent {count} {what} of tile {index}");
+            Ok(())
+        };
+        let mut device = transcript.embeddings.iter().filter(|(tile, ..)| *tile == number);
+        once(device.clone().count(), "embeddings")?;
+        let mut records = transcript.records.iter().filter(|record| record.tile == number);
+        once(records.clone().count(), "records")?;
+        let device = device.next();
+        let record = *records.next().with_context(|| format!("the device sent no record of tile {index}"))?;
+
+        let quality = Quality::assess(tile, model.bands())?;
+        let vetoed = score::vetoed(number, &quality, quality.verdict(&Limits::default()));
+        let (expected, differing) = match (vetoed, device) {
+            (Some(vetoed), None) => (vetoed, None),
+            (None, Some((_, _, bytes))) => {
+                encoder.embed(tile, &mut arena, &mut embedding)?;
+                let expected = score::scored(number, &quality, &embedding, prototypes)?;
+                (expected, Some(differing(bytes, &embedding)))
+            }
+            (vetoed, device) => bail!(
+                "tile {index}: the device {} it, this machine {} it",
+                if device.is_some() { "embedded" } else { "vetoed" },
+                if vetoed.is_some() { "vetoed" } else { "embedded" }
+            ),
+        };
+        let ticks = device.map_or(0, |(_, ticks, _)| *ticks);
+        // At one instruction a nanosecond.
+        let instructions = ticks * 1_000_000_000 / u64::from(transcript.ticks_per_second.max(1));
+        rows.push(Row { tile: number, instructions, record, differing, record_equal: record == expected });
+    }
+    Ok(rows)
+}
+
+/// How many values of `expected` are not those bytes; all of them if the lengths differ.
+fn differing(bytes: &[u8], expected: &[f32]) -> usize {
+    let (values, rest) = bytes.as_chunks::<4>();
+    if values.len() != expected.len() || !rest.is_empty() {
+        return expected.len().max(1);
+    }
+    values.iter().zip(expected).filter(|(found, expected)| **found != expected.to_le_bytes()).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_differing_value_is_counted() {
+        let values = [1.0f32, -0.0, 3.5];
+        let mut bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(differing(&bytes, &values), 0);
+        assert_eq!(differing(&bytes, &[1.0, 0.0, 3.5]), 1, "the two zeros are different bytes");
+        bytes[0] ^= 1;
+        assert_eq!(differing(&bytes, &values), 1);
+        assert_eq!(differing(&bytes[..8], &values), 3);
+        assert_eq!(differing(&bytes[..11], &values), 3);
+    }
+
+    #[test]
+    fn an_unknown_board_is_named() {
+        let error = run(&Arguments::new("pdp-11")).unwrap_err().to_string();
+        assert_eq!(error, "there is no board pdp-11, only mps2-an500");
     }
 }

@@ -18,10 +18,10 @@ extern crate std;
 pub mod camera;
 pub mod link;
 pub mod message;
+pub mod score;
 
 mod app;
 mod fmt;
-mod score;
 #[cfg(test)]
 mod tests;
 

@@ -1,4 +1,4 @@
-//! From an embedding to the record of its tile.
+//! From an embedding to the record of its tile. The ground calls the same functions to check what came down.
 
 use nadir::triage::novelty::novelty;
 use nadir::triage::prototypes::{Prototypes, QueryError};
@@ -9,7 +9,7 @@ use nadir::triage::record::{Reason, Record, Rung, Scores};
 const NEIGHBOURS: usize = 5;
 
 /// The record of a tile that the quality check vetoed; `None` if it passed.
-pub(crate) fn vetoed(tile: u32, quality: &Quality, verdict: Verdict) -> Option<Record> {
+pub fn vetoed(tile: u32, quality: &Quality, verdict: Verdict) -> Option<Record> {
     let reason = match verdict {
         Verdict::Pass => return None,
         Verdict::NoData => Reason::VetoedNoData,
@@ -22,7 +22,10 @@ pub(crate) fn vetoed(tile: u32, quality: &Quality, verdict: Verdict) -> Option<R
 ///
 /// Here is no budget to weigh against other tiles: a tile that is more probably wanted than not is [`Reason::Wanted`], any
 /// other one that is far from the bank [`Reason::Novel`].
-pub(crate) fn scored(
+///
+/// # Errors
+/// If the embedding is not finite, or does not have the dimension of the prototypes.
+pub fn scored(
     tile: u32,
     quality: &Quality,
     embedding: &[f32],

@@ -1,0 +1,143 @@
+//! Firmware images: what is needed to build one, building it, and what the result holds.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use object::{Object, ObjectSection, ObjectSymbol, SectionFlags};
+
+/// The compiler's target of every Cortex-M4F and Cortex-M7 board.
+pub const TARGET: &str = "thumbv7em-none-eabihf";
+
+/// Something that has to be installed first.
+#[derive(Debug)]
+pub struct Missing(pub String);
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Missing {}
+
+/// The folder of the whole repository.
+pub fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+/// Whether the compiler has the library of [`TARGET`].
+///
+/// # Errors
+/// [`Missing`], with the command that installs it.
+pub fn check_target() -> Result<()> {
+    let output = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .args(["--print", "target-libdir", "--target", TARGET])
+        .stderr(Stdio::null())
+        .current_dir(root())
+        .output();
+    let folder = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    if !folder.is_empty() && Path::new(&folder).is_dir() {
+        return Ok(());
+    }
+    Err(Missing(format!("the compiler's target {TARGET} is not installed: rustup target add {TARGET}")).into())
+}
+
+/// Builds the board in `firmware/boards/FOLDER` with a model in its flash, and returns the path of the image.
+///
+/// # Errors
+/// [`Missing`] if the target is; otherwise if the build fails (the compiler's own words are on standard error).
+pub fn build(folder: &str, model: &Path, arena_kib: usize) -> Result<PathBuf> {
+    check_target()?;
+    let model = std::path::absolute(model).with_context(|| model.display().to_string())?;
+    ensure!(model.is_file(), "{}: no such file", model.display());
+    // Beside the other build products, but apart: another cargo may hold the lock of the folder itself.
+    let target_dir = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let target_dir = std::path::absolute(target_dir)?.join("boards").join(folder);
+    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--release", "--quiet", "--target-dir"])
+        .arg(&target_dir)
+        .current_dir(root().join("firmware/boards").join(folder))
+        .env("NADIR_MODEL", &model)
+        .env("NADIR_ARENA_KIB", arena_kib.to_string())
+        // Flags for the host are not flags for the board.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env_remove("CARGO_BUILD_TARGET")
+        .stdout(Stdio::null())
+        .status()
+        .context("cargo cannot be started")?;
+    ensure!(status.success(), "the firmware of {folder} does not build");
+    Ok(target_dir.join(TARGET).join("release").join(folder))
+}
+
+/// What an image holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Bytes of flash: code, constants, and the initial values of variables.
+    pub flash: u64,
+    /// Bytes of flash that are code.
+    pub code: u64,
+    /// Bytes of static RAM; the stack has what is left.
+    pub ram: u64,
+    /// Symbols of the heap. Always 0: the runtime allocates nothing.
+    pub heap_symbols: usize,
+    /// Functions of `core::panicking`.
+    pub panic_symbols: usize,
+}
+
+/// Reads the sections and symbols of the ELF file `elf`.
+///
+/// # Errors
+/// If it is not an ELF file.
+pub fn contents(elf: &[u8]) -> Result<Contents> {
+    const ALLOCATED: u64 = object::elf::SHF_ALLOC as u64;
+    const EXECUTABLE: u64 = object::elf::SHF_EXECINSTR as u64;
+    let file = object::File::parse(elf).context("the firmware is no ELF file")?;
+    let mut contents = Contents::default();
+    for section in file.sections() {
+        let SectionFlags::Elf { sh_flags } = section.flags() else { continue };
+        if sh_flags & ALLOCATED == 0 {
+            continue;
+        }
+        let (size, name) = (section.size(), section.name().unwrap_or_default());
+        let in_ram = [".data", ".bss", ".uninit"].contains(&name);
+        contents.ram += if in_ram { size } else { 0 };
+        contents.flash += if !in_ram || name == ".data" { size } else { 0 };
+        contents.code += if sh_flags & EXECUTABLE != 0 { size } else { 0 };
+    }
+    for symbol in file.symbols() {
+        let name = symbol.name().unwrap_or_default();
+        // Parts of names as both manglings write them.
+        let heap = ["__rust_alloc", "__rg_alloc", "__rdl_alloc", "5alloc5alloc", "malloc"];
+        contents.heap_symbols += usize::from(heap.iter().any(|part| name.contains(part)));
+        contents.panic_symbols += usize::from(name.contains("4core9panicking"));
+    }
+    Ok(contents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// This very test program uses the heap and can panic: what the scan finds in a firmware means something.
+    #[test]
+    fn the_scan_finds_a_heap_where_there_is_one() {
+        let elf = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let contents = contents(&elf).unwrap();
+        assert!(contents.heap_symbols > 0 && contents.panic_symbols > 0, "{contents:?}");
+        assert!(contents.code > 0 && contents.flash > contents.code && contents.ram > 0, "{contents:?}");
+        assert!(super::contents(b"nothing").is_err());
+    }
+
+    #[test]
+    fn a_missing_model_is_named() {
+        if let Err(missing) = check_target() {
+            println!("SKIPPED: {missing}");
+            return;
+        }
+        let error = build("qemu-mps2-an500", Path::new("nowhere.nadir"), 1).unwrap_err().to_string();
+        assert!(error.ends_with("nowhere.nadir: no such file"), "{error}");
+    }
+}
