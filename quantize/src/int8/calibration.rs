@@ -6,8 +6,9 @@ use nadir_formats::Tiles;
 
 use crate::reference::{BlockTap, DownsampleTap, Observer, Reference, Tap};
 
-/// Samples kept of one tile at one place.
-const SAMPLES: usize = 2048;
+/// Samples kept of all tiles at one place, about, and the fewest of one tile. Too few miss the rare large values that decide a clip.
+const SAMPLES: usize = 1 << 20;
+const SAMPLES_OF_A_TILE: usize = 4096;
 
 /// What was seen at one place.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +27,8 @@ pub struct Seen {
 #[derive(Clone, Debug, Default)]
 pub struct Calibration {
     seen: BTreeMap<Tap, Seen>,
+    /// Samples kept of one tile at one place.
+    samples: usize,
 }
 
 impl Calibration {
@@ -34,8 +37,10 @@ impl Calibration {
     /// # Panics
     /// If the tiles do not have the encoder's shape.
     pub fn of(reference: &Reference, tiles: &Tiles) -> Self {
-        let mut all = Self::default();
-        for one in reference.observe_all(tiles, 1, Self::default) {
+        let samples = (SAMPLES / tiles.len().max(1)).max(SAMPLES_OF_A_TILE);
+        let empty = || Self { seen: BTreeMap::new(), samples };
+        let mut all = empty();
+        for one in reference.observe_all(tiles, 1, empty) {
             for (tap, seen) in one.seen {
                 all.seen.entry(tap).or_default().merge(seen);
             }
@@ -89,7 +94,7 @@ impl Observer for Calibration {
                 | Tap::Block { part: BlockTap::Normalised | BlockTap::Hidden | BlockTap::GrnOutput, .. }
         );
         let positions = values.len() / channels;
-        let every = positions.div_ceil((SAMPLES / channels).max(1));
+        let every = positions.div_ceil((self.samples / channels).max(1));
         for (position, values) in values.chunks_exact(channels).enumerate() {
             for (largest, value) in seen.channel_largest.iter_mut().zip(values) {
                 *largest = largest.max(value.abs());

@@ -303,8 +303,8 @@ fn layer_normed(samples: &[f32], gain: &[f64], offset: &[f64], eps: f32) -> Vec<
     samples.chunks_exact(gain.len()).flat_map(normed).collect()
 }
 
-/// Divisors for the input channels of `weight` `[outputs, columns]` that share the spread of values between inputs and weights:
-/// the geometric mean of their ranges, normalised to a geometric mean of 1.
+/// Divisors for the input channels of `weight` `[outputs, columns]` that share the spread of values between inputs and weights: the
+/// square root of the ratio of their ranges, normalised to a geometric mean of 1.
 fn balance(samples: &[f32], weight: &[f64], columns: usize) -> Vec<f64> {
     let mut inputs = vec![0.0f64; columns];
     samples.iter().enumerate().for_each(|(i, v)| inputs[i % columns] = inputs[i % columns].max(f64::from(v.abs())));

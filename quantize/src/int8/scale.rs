@@ -64,9 +64,13 @@ pub fn clip(samples: &[f32]) -> f64 {
     best((6..=40).map(|i| largest * i as f32 / 40.0 / 127.0), error)
 }
 
+/// Samples that decide a GELU table's index.
+const MAX_GELU_SAMPLES: usize = 100_000;
+
 /// Scale and zero point of a GELU table's index with the least squared error after GELU: `real = (index - zero_point) * scale`.
 pub fn gelu_clip(samples: &[f32]) -> (f64, i32) {
     let (low, high) = samples.iter().fold((-0.5f32, 0.5f32), |(l, h), &v| (l.min(v), h.max(v)));
+    let samples: Vec<f32> = samples.iter().step_by(samples.len().div_ceil(MAX_GELU_SAMPLES).max(1)).copied().collect();
     let exact: Vec<f32> = samples.iter().map(|&v| gelu(f64::from(v)) as f32).collect();
     let mut found = (f64::INFINITY, 1.0, 0);
     for low in [-6.0f32, -5.0, -4.0, -3.5, -3.0, -2.5, -2.0].map(|clip| low.max(clip)) {
