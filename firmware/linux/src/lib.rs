@@ -4,11 +4,13 @@
 //! | --- | --- |
 //! | [`input`] | models, prototype tables and tiles from files, checked against each other |
 //! | [`assess`] | quality, embedding and scores of every tile, on all threads |
-//! | [`outbox`] | the choice under a budget, the outbox written and read back |
+//! | [`mod@fill`] | the choice under a budget, and the frames that are sent |
+//! | [`outbox`] | an outbox read back, damaged or not |
 //! | [`learn`] | prototypes from labelled tiles |
 //! | [`units`] | sizes such as `64KiB` |
 
 pub mod assess;
+pub mod fill;
 pub mod input;
 mod kmeans;
 pub mod learn;

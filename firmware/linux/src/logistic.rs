@@ -48,7 +48,7 @@ pub(crate) fn fit(margins: &[(f32, bool)]) -> Option<(f32, f32)> {
         shift -= step * d1;
     }
     let (midpoint, temperature) = (-shift / slope, 1.0 / slope);
-    ((1e-3..=100.0).contains(&temperature) && midpoint.abs() <= 100.0).then(|| (midpoint as f32, temperature as f32))
+    ((1e-3..=100.0).contains(&temperature) && midpoint.abs() <= 100.0).then_some((midpoint as f32, temperature as f32))
 }
 
 #[cfg(test)]

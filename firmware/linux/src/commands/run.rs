@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use nadir::triage::select::Policy;
 use nadir_formats::{AlignedBytes, write_atomic};
 use nadir_linux::assess::{Scored, assess, score};
+use nadir_linux::fill::fill;
 use nadir_linux::input::{parse_model, parse_prototypes, read_tiles};
 use nadir_linux::learn::NEIGHBOURS;
-use nadir_linux::outbox::{FILE_NAME, fill};
+use nadir_linux::outbox::FILE_NAME;
 use nadir_linux::units::parse_bytes;
 use serde::Deserialize;
 
