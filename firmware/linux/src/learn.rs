@@ -37,7 +37,7 @@ pub struct Learned {
     /// By rising label.
     pub classes: Vec<ClassCount>,
     /// Chance that a wanted tile has a larger margin than another one (area under the ROC curve), both held out; `None` if
-    /// there were too few tiles to hold any out, so that curve and threshold are the defaults.
+    /// there were too few tiles to hold any out, or no other class.
     pub held_out_auc: Option<f64>,
 }
 
@@ -169,16 +169,18 @@ impl Data<'_> {
                 novelties.push(scored.scores.novelty());
             }
         }
-        let Some((midpoint, temperature)) = logistic::fit(&margins) else { return Ok((DEFAULT_CURVE, None)) };
+        // Without other classes, or with margins that tell nothing, there is no curve to fit; novelty is still calibrated.
+        let (midpoint, temperature) =
+            logistic::fit(&margins).unwrap_or((DEFAULT_CURVE.midpoint, DEFAULT_CURVE.temperature));
         novelties.sort_by(f32::total_cmp);
         let at = ((novelties.len() - 1) as f64 * NOVELTY_QUANTILE) as usize;
         let novel_from = novelties[at].clamp(1e-3, 2.0);
-        Ok((Curve { midpoint, temperature, novel_from }, Some(area_under_roc(&mut margins))))
+        Ok((Curve { midpoint, temperature, novel_from }, area_under_roc(&mut margins)))
     }
 }
 
-/// Chance that a wanted margin is larger than another one, equal ones counting half. Sorts `margins`.
-fn area_under_roc(margins: &mut [(f32, bool)]) -> f64 {
+/// Chance that a wanted margin is larger than another one, equal ones counting half; `None` without either. Sorts `margins`.
+fn area_under_roc(margins: &mut [(f32, bool)]) -> Option<f64> {
     margins.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (mut others_below, mut area) = (0.0, 0.0);
     for equal in margins.chunk_by(|a, b| a.0 == b.0) {
@@ -188,7 +190,7 @@ fn area_under_roc(margins: &mut [(f32, bool)]) -> f64 {
         others_below += others;
     }
     let wanted = margins.len() as f64 - others_below;
-    area / (wanted * others_below)
+    (wanted * others_below > 0.0).then(|| area / (wanted * others_below))
 }
 
 fn push_direction(direction: &[f32], to: &mut Vec<i8>) -> bool {
@@ -257,7 +259,8 @@ mod tests {
                 };
             }
         }
-        assert!((area_under_roc(&mut margins) - pairs / 9.0).abs() < 1e-12);
+        assert!((area_under_roc(&mut margins).unwrap() - pairs / 9.0).abs() < 1e-12);
+        assert_eq!(area_under_roc(&mut [(0.5, true)]), None);
     }
 
     #[test]

@@ -112,7 +112,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     text += &match learned.held_out_auc {
         Some(auc) => format!("wanted ranked before others on held-out halves: area under the ROC curve {auc:.3}\n"),
-        None => "too few tiles to hold any out: default probability curve\n".into(),
+        None => "too few tiles to hold any out, or no other class: the probability curve is the default\n".into(),
     };
     print(&text)
 }
