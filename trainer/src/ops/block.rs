@@ -10,8 +10,8 @@ use super::fused::{flatten, group, split, split_mut, sum, swap_last, values, wit
 use super::gemm::{multiply, rows, transposed};
 use super::grid::Grid;
 use super::kernels::{
-    Padded, add_rows, affine, depthwise, depthwise_weight, gelu, gelu_and_slope, normalise, normalise_backward,
-    vectorised,
+    Padded, add_rows, add_to_rows, affine_rows, bias_gelu_rows, depthwise, depthwise_weight, dot_rows, gelu_rows,
+    normalise_rows, normalise_rows_backward, response_rows_backward, scale_rows,
 };
 
 /// See [`super::elementary::block`].
@@ -152,39 +152,19 @@ impl Block {
         for (at, (unit, x)) in unit.chunks_exact_mut(r * d).zip(x.chunks_exact(r * d)).enumerate() {
             let positions = self.grid.positions(first + at);
             padded.fill(x, positions);
-            vectorised(|| depthwise(unit, w.dw_bias, &padded, positions, &w.dw, false));
+            depthwise(unit, w.dw_bias, &padded, positions, &w.dw, false);
         }
-        vectorised(|| {
-            for ((unit, scale), narrow) in unit.chunks_exact_mut(d).zip(scale).zip(narrow.chunks_exact_mut(d)) {
-                *scale = normalise(unit, self.ln_eps);
-                affine(narrow, unit, w.norm[0], w.norm[1]);
-            }
-        });
+        normalise_rows(unit, scale, self.ln_eps);
+        affine_rows(&mut narrow, unit, w.norm[0], w.norm[1]);
         multiply(wide, [n, 4 * d, d], rows(&narrow, d), transposed(w.pw1, d), false, false);
         let mut active = vec![0f32; n * 4 * d];
         for (wide, active) in wide.chunks_exact_mut(r * 4 * d).zip(active.chunks_exact_mut(r * 4 * d)) {
             let mut squares = vec![0f32; 4 * d];
-            vectorised(|| {
-                for (wide, active) in wide.chunks_exact_mut(4 * d).zip(active.chunks_exact_mut(4 * d)) {
-                    for (((wide, active), bias), square) in
-                        wide.iter_mut().zip(active).zip(w.pw1_bias).zip(&mut squares)
-                    {
-                        *wide += bias;
-                        *active = gelu(*wide);
-                        *square = active.mul_add(*active, *square);
-                    }
-                }
-            });
+            bias_gelu_rows(wide, active, w.pw1_bias, &mut squares);
             let factors = Response::new(&squares, self.grn_eps).factors(w.gamma);
-            vectorised(|| scale_rows(active, &factors, w.beta));
+            scale_rows(active, &factors, w.beta);
         }
-        vectorised(|| {
-            for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                for ((out, x), bias) in out.iter_mut().zip(x).zip(w.pw2_bias) {
-                    *out = x + bias;
-                }
-            }
-        });
+        add_to_rows(out, x, w.pw2_bias);
         multiply(out, [n, d, 4 * d], rows(&active, 4 * d), transposed(w.pw2, 4 * d), true, false);
     }
 
@@ -237,16 +217,15 @@ impl Block {
             let span = at * r * c..(at + 1) * r * c;
             let (gelu, slope, wide) = (&mut gelu[span.clone()], &mut slope[span.clone()], &wide[span.clone()]);
             let mut squares = vec![0f32; c];
-            vectorised(|| gelu_rows(gelu, slope, wide, &mut squares));
+            gelu_rows(gelu, slope, wide, &mut squares);
             let response = Response::new(&squares, self.grn_eps);
             let factors = response.factors(w.gamma);
             let active = &mut active[span];
-            active.copy_from_slice(gelu);
-            vectorised(|| scale_rows(active, &factors, w.beta));
+            affine_rows(active, gelu, &factors, w.beta);
             responses.push((response, factors));
         }
 
-        vectorised(|| add_rows(pw2_bias, g));
+        add_rows(pw2_bias, g);
         multiply(pw2, [d, c, n], transposed(g, d), rows(&active, c), false, false);
         // From here on `active` holds the gradient of what it held.
         multiply(&mut active, [n, c, d], rows(g, d), rows(w.pw2, c), false, false);
@@ -255,47 +234,25 @@ impl Block {
             let span = at * r * c..(at + 1) * r * c;
             let (gelu, slope, active) = (&gelu[span.clone()], &slope[span.clone()], &mut active[span]);
             let mut dots = vec![0f32; c];
-            vectorised(|| {
-                for (g, x) in active.chunks_exact(c).zip(gelu.chunks_exact(c)) {
-                    for (((g, x), dot), beta) in g.iter().zip(x).zip(&mut dots).zip(beta.iter_mut()) {
-                        *dot = g.mul_add(*x, *dot);
-                        *beta += g;
-                    }
-                }
-            });
+            dot_rows(active, gelu, &mut dots, beta);
             let along = response.backward(&dots, w.gamma, gamma);
-            vectorised(|| {
-                for ((g, x), s) in active.chunks_exact_mut(c).zip(gelu.chunks_exact(c)).zip(slope.chunks_exact(c)) {
-                    for ((((g, x), s), factor), along) in g.iter_mut().zip(x).zip(s).zip(factors).zip(&along) {
-                        *g = g.mul_add(*factor, x * along) * s;
-                    }
-                }
-                add_rows(pw1_bias, active);
-            });
+            response_rows_backward(active, gelu, slope, factors, &along, pw1_bias);
         }
 
         let mut narrow = vec![0f32; n * d];
-        vectorised(|| {
-            for (narrow, unit) in narrow.chunks_exact_mut(d).zip(unit.chunks_exact(d)) {
-                affine(narrow, unit, w.norm[0], w.norm[1]);
-            }
-        });
+        affine_rows(&mut narrow, unit, w.norm[0], w.norm[1]);
         multiply(pw1, [c, d, n], transposed(&active, c), rows(&narrow, d), false, false);
         multiply(&mut narrow, [n, d, c], rows(&active, c), rows(w.pw1, d), false, false);
-        vectorised(|| {
-            for ((narrow, unit), scale) in narrow.chunks_exact_mut(d).zip(unit.chunks_exact(d)).zip(scale) {
-                normalise_backward(narrow, unit, *scale, w.norm[0], norm, norm_bias);
-            }
-            add_rows(dw_bias, &narrow);
-        });
+        normalise_rows_backward(&mut narrow, unit, scale, w.norm[0], norm, norm_bias);
+        add_rows(dw_bias, &narrow);
         let mut padded = Padded::new(self.grid.side, d);
         for (at, narrow) in narrow.chunks_exact(r * d).enumerate() {
             let span = at * r * d..(at + 1) * r * d;
             let positions = self.grid.positions(first + at);
             padded.fill(narrow, positions);
-            vectorised(|| depthwise(&mut x_grad[span.clone()], &g[span.clone()], &padded, positions, &w.dw, true));
+            depthwise(&mut x_grad[span.clone()], &g[span.clone()], &padded, positions, &w.dw, true);
             padded.fill(&x[span], positions);
-            vectorised(|| depthwise_weight(dw, narrow, &padded, positions));
+            depthwise_weight(dw, narrow, &padded, positions);
         }
         flat
     }
@@ -317,28 +274,6 @@ impl Response {
             norm => (gamma * dot - shared / n) / (self.mean * norm),
         };
         self.norm.iter().zip(dots).zip(gamma).map(along).collect()
-    }
-}
-
-/// Every row times `factors` plus `beta`.
-#[inline(always)]
-fn scale_rows(x: &mut [f32], factors: &[f32], beta: &[f32]) {
-    for row in x.chunks_exact_mut(factors.len()) {
-        for ((v, f), b) in row.iter_mut().zip(factors).zip(beta) {
-            *v = v.mul_add(*f, *b);
-        }
-    }
-}
-
-/// GELU and its slope of rows; adds the squares of GELU's values, channel by channel.
-#[inline(always)]
-fn gelu_rows(gelu: &mut [f32], slope: &mut [f32], x: &[f32], squares: &mut [f32]) {
-    let c = squares.len();
-    for ((gelu, slope), x) in gelu.chunks_exact_mut(c).zip(slope.chunks_exact_mut(c)).zip(x.chunks_exact(c)) {
-        for (((gelu, slope), x), square) in gelu.iter_mut().zip(slope).zip(x).zip(squares.iter_mut()) {
-            (*gelu, *slope) = gelu_and_slope(*x);
-            *square = gelu.mul_add(*gelu, *square);
-        }
     }
 }
 

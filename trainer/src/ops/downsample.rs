@@ -7,7 +7,7 @@ use super::DownsampleParams;
 use super::fused::{flatten, group, split, split_mut, sum, swap_last, values, with_values};
 use super::gemm::{multiply, rows, transposed};
 use super::grid::Geometry;
-use super::kernels::{add_rows, affine, normalise, normalise_backward, vectorised};
+use super::kernels::{add_rows, affine_picked, normalise_rows, normalise_rows_backward};
 
 /// See [`super::elementary::downsample`].
 pub fn downsample(x: &Tensor, p: &DownsampleParams, geometry: &Geometry, stage: usize, ln_eps: f32) -> Result<Tensor> {
@@ -42,18 +42,11 @@ impl Downsample {
         let mut scale = vec![0f32; x.len() / c];
         let samples = x.len() / (fine * c);
         let mut columns = vec![0f32; samples * coarse * 4 * c];
-        vectorised(|| {
-            for (row, scale) in unit.chunks_exact_mut(c).zip(&mut scale) {
-                *scale = normalise(row, self.ln_eps);
-            }
-            for at in 0..samples {
-                let children = self.geometry.children(self.stage, first + at);
-                let (unit, columns) = (&unit[at * fine * c..], &mut columns[at * coarse * 4 * c..]);
-                for (child, out) in children.iter().zip(columns.chunks_exact_mut(c)) {
-                    affine(out, &unit[*child as usize * c..][..c], norm[0], norm[1]);
-                }
-            }
-        });
+        normalise_rows(&mut unit, &mut scale, self.ln_eps);
+        for (at, columns) in columns.chunks_exact_mut(coarse * 4 * c).enumerate() {
+            let children = self.geometry.children(self.stage, first + at);
+            affine_picked(columns, &unit[at * fine * c..], children, norm[0], norm[1]);
+        }
         (unit, scale, columns)
     }
 
@@ -98,12 +91,8 @@ impl Downsample {
                         x_grad[*child as usize * c..][..c].copy_from_slice(column);
                     }
                 }
-                vectorised(|| {
-                    add_rows(bias_grad, g);
-                    for ((g, unit), scale) in x_grad.chunks_exact_mut(c).zip(unit.chunks_exact(c)).zip(&scale) {
-                        normalise_backward(g, unit, *scale, norm, norm_grad, norm_bias_grad);
-                    }
-                });
+                add_rows(bias_grad, g);
+                normalise_rows_backward(x_grad, &unit, &scale, norm, norm_grad, norm_bias_grad);
                 flat
             })
             .collect();

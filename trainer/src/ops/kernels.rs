@@ -1,11 +1,25 @@
 //! Loops over rows of f32, written so that the compiler turns them into vector instructions.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
-/// Runs `f` compiled for the widest vectors of this machine. What `f` calls must be `#[inline(always)]`.
-#[inline(always)]
-pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
-    Arch::new().dispatch(f)
+/// Defines functions whose bodies are compiled for the widest vectors of this machine. What they call must be
+/// `#[inline(always)]`: a call that remains is compiled without them, and every fused multiply-add in it is slow.
+macro_rules! vectorised {
+    ($($(#[$meta:meta])* pub fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block)*) => {$(
+        $(#[$meta])*
+        pub fn $name($($argument: $type),*) {
+            struct Call<T>(T);
+            impl WithSimd for Call<($($type,)*)> {
+                type Output = ();
+                #[inline(always)]
+                fn with_simd<S: Simd>(self, _: S) {
+                    let ($($argument,)*) = self.0;
+                    $body
+                }
+            }
+            Arch::new().dispatch(Call(($($argument,)*)));
+        }
+    )*};
 }
 
 const LANES: usize = 8;
@@ -64,20 +78,20 @@ fn normal(x: f32) -> (f32, f32) {
 
 /// GELU with the error function.
 #[inline(always)]
-pub fn gelu(x: f32) -> f32 {
+fn gelu(x: f32) -> f32 {
     x * normal(x).0
 }
 
 /// GELU and its derivative.
 #[inline(always)]
-pub fn gelu_and_slope(x: f32) -> (f32, f32) {
+fn gelu_and_slope(x: f32) -> (f32, f32) {
     let (share, density) = normal(x);
     (x * share, x.mul_add(density, share))
 }
 
 /// Brings a row to zero mean and unit variance; gives the factor that it applied.
 #[inline(always)]
-pub fn normalise(row: &mut [f32], eps: f32) -> f32 {
+fn normalise(row: &mut [f32], eps: f32) -> f32 {
     let n = row.len() as f32;
     let mean = sum2(row, row, |a, _| a) / n;
     let variance = sum2(row, row, |a, _| (a - mean) * (a - mean)) / n;
@@ -88,7 +102,7 @@ pub fn normalise(row: &mut [f32], eps: f32) -> f32 {
 
 /// `out = x * weight + bias`, element by element.
 #[inline(always)]
-pub fn affine(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
+fn affine(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
     for (((out, x), w), b) in out.iter_mut().zip(x).zip(weight).zip(bias) {
         *out = x.mul_add(*w, *b);
     }
@@ -97,7 +111,7 @@ pub fn affine(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
 /// LayerNorm backwards: `g` comes as the gradient of the affine output and leaves as that of the input. `unit` is the
 /// normalised row, `scale` what [`normalise`] gave. Adds to the gradients of weight and bias.
 #[inline(always)]
-pub fn normalise_backward(
+fn normalise_backward(
     g: &mut [f32],
     unit: &[f32],
     scale: f32,
@@ -118,17 +132,9 @@ pub fn normalise_backward(
     }
 }
 
-/// `sum += row` for every row of `rows`.
-#[inline(always)]
-pub fn add_rows(sum: &mut [f32], rows: &[f32]) {
-    for row in rows.chunks_exact(sum.len()) {
-        add(sum, row);
-    }
-}
-
 /// `sum += row`.
 #[inline(always)]
-pub fn add(sum: &mut [f32], row: &[f32]) {
+fn add(sum: &mut [f32], row: &[f32]) {
     for (s, v) in sum.iter_mut().zip(row) {
         *s += v;
     }
@@ -191,56 +197,248 @@ macro_rules! channel_blocks {
     }};
 }
 
-/// 7x7 depthwise convolution at `positions`: `out = start + sum over taps of weight[tap] * map`.
-///
-/// `weight` is `[49, channels]`; with `flip` its taps run backwards, which makes it the gradient of the input.
-/// `start` is a row for all or as long as `out`.
-#[inline(always)]
-pub fn depthwise(out: &mut [f32], start: &[f32], map: &Padded, positions: &[u32], weight: &[f32], flip: bool) {
-    let (c, width) = (map.channels, map.side + 6);
-    for (r, (out, position)) in out.chunks_exact_mut(c).zip(positions).enumerate() {
-        let corner = map.corner(*position);
-        let start = if start.len() == c { start } else { &start[r * c..][..c] };
-        channel_blocks!(c, |c0, W| {
-            let mut sum = [0f32; W];
-            sum.copy_from_slice(&start[c0..c0 + W]);
-            for dy in 0..7 {
-                let line = &map.values[corner + dy * width * c + c0..][..6 * c + W];
-                for dx in 0..7 {
-                    let tap = if flip { 48 - dy * 7 - dx } else { dy * 7 + dx };
-                    let (x, w) = (&line[dx * c..][..W], &weight[tap * c + c0..][..W]);
-                    for i in 0..W {
-                        sum[i] = x[i].mul_add(w[i], sum[i]);
+vectorised! {
+    /// 7x7 depthwise convolution at `positions`: `out = start + sum over taps of weight[tap] * map`.
+    ///
+    /// `weight` is `[49, channels]`; with `flip` its taps run backwards, which makes it the gradient of the input.
+    /// `start` is a row for all or as long as `out`.
+    pub fn depthwise(out: &mut [f32], start: &[f32], map: &Padded, positions: &[u32], weight: &[f32], flip: bool) {
+        let (c, width) = (map.channels, map.side + 6);
+        for (r, (out, position)) in out.chunks_exact_mut(c).zip(positions).enumerate() {
+            let corner = map.corner(*position);
+            let start = if start.len() == c { start } else { &start[r * c..][..c] };
+            channel_blocks!(c, |c0, W| {
+                let mut sum = [0f32; W];
+                sum.copy_from_slice(&start[c0..c0 + W]);
+                for dy in 0..7 {
+                    let line = &map.values[corner + dy * width * c + c0..][..6 * c + W];
+                    for dx in 0..7 {
+                        let tap = if flip { 48 - dy * 7 - dx } else { dy * 7 + dx };
+                        let (x, w) = (&line[dx * c..][..W], &weight[tap * c + c0..][..W]);
+                        for i in 0..W {
+                            sum[i] = x[i].mul_add(w[i], sum[i]);
+                        }
                     }
                 }
+                out[c0..c0 + W].copy_from_slice(&sum);
+            });
+        }
+    }
+
+    /// The gradient of the depthwise weight: adds `sum over rows of g * map` to `weight_grad`, `[49, channels]`.
+    pub fn depthwise_weight(weight_grad: &mut [f32], g: &[f32], map: &Padded, positions: &[u32]) {
+        let (c, width) = (map.channels, map.side + 6);
+        channel_blocks!(c, |c0, W| {
+            for dy in 0..7 {
+                let mut sums = [[0f32; W]; 7];
+                for (g, position) in g.chunks_exact(c).zip(positions) {
+                    let line = &map.values[map.corner(*position) + dy * width * c + c0..][..6 * c + W];
+                    let g = &g[c0..c0 + W];
+                    for (dx, sum) in sums.iter_mut().enumerate() {
+                        let x = &line[dx * c..][..W];
+                        for i in 0..W {
+                            sum[i] = x[i].mul_add(g[i], sum[i]);
+                        }
+                    }
+                }
+                for (dx, sum) in sums.iter().enumerate() {
+                    add(&mut weight_grad[(dy * 7 + dx) * c + c0..][..W], sum);
+                }
             }
-            out[c0..c0 + W].copy_from_slice(&sum);
         });
     }
-}
 
-/// The gradient of the depthwise weight: adds `sum over rows of g * map` to `weight_grad`, `[49, channels]`.
-#[inline(always)]
-pub fn depthwise_weight(weight_grad: &mut [f32], g: &[f32], map: &Padded, positions: &[u32]) {
-    let (c, width) = (map.channels, map.side + 6);
-    channel_blocks!(c, |c0, W| {
-        for dy in 0..7 {
-            let mut sums = [[0f32; W]; 7];
-            for (g, position) in g.chunks_exact(c).zip(positions) {
-                let line = &map.values[map.corner(*position) + dy * width * c + c0..][..6 * c + W];
-                let g = &g[c0..c0 + W];
-                for (dx, sum) in sums.iter_mut().enumerate() {
-                    let x = &line[dx * c..][..W];
-                    for i in 0..W {
-                        sum[i] = x[i].mul_add(g[i], sum[i]);
-                    }
-                }
-            }
-            for (dx, sum) in sums.iter().enumerate() {
-                add(&mut weight_grad[(dy * 7 + dx) * c + c0..][..W], sum);
+    /// `sum += row` for every row of `rows`.
+    pub fn add_rows(sum: &mut [f32], rows: &[f32]) {
+        for row in rows.chunks_exact(sum.len()) {
+            add(sum, row);
+        }
+    }
+
+    /// `out = x + bias` for every row.
+    pub fn add_to_rows(out: &mut [f32], x: &[f32], bias: &[f32]) {
+        for (out, x) in out.chunks_exact_mut(bias.len()).zip(x.chunks_exact(bias.len())) {
+            for ((out, x), bias) in out.iter_mut().zip(x).zip(bias) {
+                *out = x + bias;
             }
         }
-    });
+    }
+
+    /// Normalises every row in place; `scale` gets the factors.
+    pub fn normalise_rows(rows: &mut [f32], scale: &mut [f32], eps: f32) {
+        let c = rows.len() / scale.len();
+        for (row, scale) in rows.chunks_exact_mut(c).zip(scale) {
+            *scale = normalise(row, eps);
+        }
+    }
+
+    /// `out = x * weight + bias` for every row.
+    pub fn affine_rows(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
+        let c = bias.len();
+        for (out, x) in out.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+            affine(out, x, weight, bias);
+        }
+    }
+
+    /// `x = x * weight + bias` for every row.
+    pub fn scale_rows(x: &mut [f32], weight: &[f32], bias: &[f32]) {
+        for row in x.chunks_exact_mut(bias.len()) {
+            for ((v, w), b) in row.iter_mut().zip(weight).zip(bias) {
+                *v = v.mul_add(*w, *b);
+            }
+        }
+    }
+
+    /// The rows `pick` of `x`, times `weight` plus `bias`.
+    pub fn affine_picked(out: &mut [f32], x: &[f32], pick: &[u32], weight: &[f32], bias: &[f32]) {
+        let c = bias.len();
+        for (out, pick) in out.chunks_exact_mut(c).zip(pick) {
+            affine(out, &x[*pick as usize * c..][..c], weight, bias);
+        }
+    }
+
+    /// LayerNorm of every row in place.
+    pub fn layer_norm_rows(rows: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+        for row in rows.chunks_exact_mut(bias.len()) {
+            normalise(row, eps);
+            for ((v, w), b) in row.iter_mut().zip(weight).zip(bias) {
+                *v = v.mul_add(*w, *b);
+            }
+        }
+    }
+
+    /// LayerNorm backwards for every row: `g` comes as the gradient of the affine output and leaves as that of the input.
+    /// `unit` are the normalised rows, `scale` their factors. Adds to the gradients of weight and bias.
+    pub fn normalise_rows_backward(
+        g: &mut [f32],
+        unit: &[f32],
+        scale: &[f32],
+        weight: &[f32],
+        weight_grad: &mut [f32],
+        bias_grad: &mut [f32],
+    ) {
+        let c = weight.len();
+        for ((g, unit), scale) in g.chunks_exact_mut(c).zip(unit.chunks_exact(c)).zip(scale) {
+            normalise_backward(g, unit, *scale, weight, weight_grad, bias_grad);
+        }
+    }
+
+    /// Adds `bias` to `x`, puts GELU of that into `out` and adds GELU's squares to `squares`, channel by channel.
+    pub fn bias_gelu_rows(x: &mut [f32], out: &mut [f32], bias: &[f32], squares: &mut [f32]) {
+        let c = bias.len();
+        for (x, out) in x.chunks_exact_mut(c).zip(out.chunks_exact_mut(c)) {
+            for (((x, out), bias), square) in x.iter_mut().zip(out).zip(bias).zip(squares.iter_mut()) {
+                *x += bias;
+                *out = gelu(*x);
+                *square = out.mul_add(*out, *square);
+            }
+        }
+    }
+
+    /// GELU and its slope of rows; adds GELU's squares to `squares`, channel by channel.
+    pub fn gelu_rows(out: &mut [f32], slope: &mut [f32], x: &[f32], squares: &mut [f32]) {
+        let c = squares.len();
+        for ((out, slope), x) in out.chunks_exact_mut(c).zip(slope.chunks_exact_mut(c)).zip(x.chunks_exact(c)) {
+            for (((out, slope), x), square) in out.iter_mut().zip(slope).zip(x).zip(squares.iter_mut()) {
+                (*out, *slope) = gelu_and_slope(*x);
+                *square = out.mul_add(*out, *square);
+            }
+        }
+    }
+
+    /// Every row's sums over the rows of `g * x` and of `g`, channel by channel, added to `dots` and `sums`.
+    pub fn dot_rows(g: &[f32], x: &[f32], dots: &mut [f32], sums: &mut [f32]) {
+        let c = dots.len();
+        for (g, x) in g.chunks_exact(c).zip(x.chunks_exact(c)) {
+            for (((g, x), dot), sum) in g.iter().zip(x).zip(dots.iter_mut()).zip(sums.iter_mut()) {
+                *dot = g.mul_add(*x, *dot);
+                *sum += g;
+            }
+        }
+    }
+
+    /// `g = (g * factors + x * along) * slope` for every row; adds the result to `sums`.
+    pub fn response_rows_backward(
+        g: &mut [f32],
+        x: &[f32],
+        slope: &[f32],
+        factors: &[f32],
+        along: &[f32],
+        sums: &mut [f32],
+    ) {
+        let c = factors.len();
+        for ((g, x), slope) in g.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(slope.chunks_exact(c)) {
+            let constants = factors.iter().zip(along).zip(sums.iter_mut());
+            for (((g, x), slope), ((factor, along), sum)) in g.iter_mut().zip(x).zip(slope).zip(constants) {
+                *g = g.mul_add(*factor, x * along) * slope;
+                *sum += *g;
+            }
+        }
+    }
+
+    /// The stem forwards: `active` comes as normalised sites and leaves as GELU of their affine map, 0 where no site
+    /// `exists`; `slope` gets GELU's slope; `out` the weighted sum over each row's sites plus `bias`.
+    pub fn stem_rows(
+        active: &mut [f32],
+        slope: &mut [f32],
+        out: &mut [f32],
+        exists: &[bool],
+        affine: [&[f32]; 2],
+        weight: &[f32],
+        bias: &[f32],
+    ) {
+        let (c, taps) = (bias.len(), weight.len() / bias.len());
+        for (row, out) in out.chunks_exact_mut(c).enumerate() {
+            out.copy_from_slice(bias);
+            for (tap, weight) in weight.chunks_exact(c).enumerate() {
+                let site = row * taps + tap;
+                let active = &mut active[site * c..][..c];
+                if !exists[site] {
+                    active.fill(0.0);
+                    continue;
+                }
+                let slope = &mut slope[site * c..][..c];
+                for ((a, slope), (w, b)) in active.iter_mut().zip(slope).zip(affine[0].iter().zip(affine[1])) {
+                    (*a, *slope) = gelu_and_slope(a.mul_add(*w, *b));
+                }
+                for ((out, active), weight) in out.iter_mut().zip(active).zip(weight) {
+                    *out = active.mul_add(*weight, *out);
+                }
+            }
+        }
+    }
+
+    /// The stem backwards, from the gradient `g` of [`stem_rows`]'s output: `site_g` gets the gradient of the affine map
+    /// of each site. Adds to the gradient of the weight.
+    pub fn stem_rows_backward(
+        site_g: &mut [f32],
+        g: &[f32],
+        active: &[f32],
+        slope: &[f32],
+        exists: &[bool],
+        weight: &[f32],
+        weight_grad: &mut [f32],
+        channels: usize,
+    ) {
+        let (c, taps) = (channels, weight.len() / channels);
+        for (row, g) in g.chunks_exact(c).enumerate() {
+            let weights = weight.chunks_exact(c).zip(weight_grad.chunks_exact_mut(c));
+            for (tap, (weight, weight_grad)) in weights.enumerate() {
+                let site = row * taps + tap;
+                if !exists[site] {
+                    continue;
+                }
+                let span = site * c..(site + 1) * c;
+                let (site_g, active, slope) = (&mut site_g[span.clone()], &active[span.clone()], &slope[span]);
+                for (((sg, g), w), (s, (a, wg))) in
+                    site_g.iter_mut().zip(g).zip(weight).zip(slope.iter().zip(active.iter().zip(weight_grad)))
+                {
+                    *wg = g.mul_add(*a, *wg);
+                    *sg = g * w * s;
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]

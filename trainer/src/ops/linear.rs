@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::fused::{sum, values, with_values};
 use super::gemm::{multiply, rows, transposed};
-use super::kernels::{add_rows, affine, normalise, normalise_backward, vectorised};
+use super::kernels::{add_rows, layer_norm_rows, normalise_rows, normalise_rows_backward};
 
 /// Rows that one task computes.
 const ROWS: usize = 64;
@@ -59,7 +59,7 @@ impl CustomOp3 for Linear {
             let m = x.len() / k;
             multiply(&mut x_grad, [m, k, n], rows(g, n), rows(w, k), false, true);
             multiply(&mut w_grad, [n, k, m], transposed(g, n), rows(x, k), false, true);
-            vectorised(|| add_rows(&mut b_grad, g));
+            add_rows(&mut b_grad, g);
         })?;
         Ok((
             Some(Tensor::from_vec(x_grad, x.shape(), x.device())?),
@@ -93,16 +93,7 @@ impl CustomOp3 for LayerNorm {
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (mut out, w, b) = (values(x, xl)?.to_vec(), values(w, wl)?, values(b, bl)?);
-        out.par_chunks_mut(w.len() * ROWS).for_each(|rows| {
-            let mut unit = vec![0f32; w.len()];
-            vectorised(|| {
-                for row in rows.chunks_exact_mut(w.len()) {
-                    unit.copy_from_slice(row);
-                    normalise(&mut unit, self.eps);
-                    affine(row, &unit, w, b);
-                }
-            });
-        });
+        out.par_chunks_mut(w.len() * ROWS).for_each(|rows| layer_norm_rows(rows, w, b, self.eps));
         Ok((CpuStorage::F32(out), xl.shape().clone()))
     }
 
@@ -121,15 +112,10 @@ impl CustomOp3 for LayerNorm {
                 .par_chunks_mut(n * ROWS)
                 .zip(x.par_chunks(n * ROWS))
                 .map(|(g, x)| {
-                    let (mut unit, mut wb) = (vec![0f32; n], vec![0f32; 2 * n]);
+                    let (mut unit, mut scale, mut wb) = (x.to_vec(), vec![0f32; x.len() / n], vec![0f32; 2 * n]);
                     let (w_grad, b_grad) = wb.split_at_mut(n);
-                    vectorised(|| {
-                        for (g, x) in g.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
-                            unit.copy_from_slice(x);
-                            let scale = normalise(&mut unit, self.eps);
-                            normalise_backward(g, &unit, scale, w, w_grad, b_grad);
-                        }
-                    });
+                    normalise_rows(&mut unit, &mut scale, self.eps);
+                    normalise_rows_backward(g, &unit, &scale, w, w_grad, b_grad);
                     wb
                 })
                 .collect();

@@ -7,7 +7,7 @@ use super::StemParams;
 use super::fused::{flatten, split, split_mut, sum, swap_last, values, with_values};
 use super::gemm::{multiply, rows, transposed};
 use super::grid::Geometry;
-use super::kernels::{add, add_rows, affine, gelu_and_slope, normalise, normalise_backward, vectorised};
+use super::kernels::{add_rows, affine_rows, normalise_rows, normalise_rows_backward, stem_rows, stem_rows_backward};
 
 /// See [`super::elementary::stem`]. The tiles get no gradient.
 pub fn stem(x: &Tensor, p: &StemParams, geometry: &Geometry, ln_eps: f32) -> Result<Tensor> {
@@ -134,32 +134,12 @@ impl Stem {
         unit1.chunks_exact_mut(d).for_each(|row| row.copy_from_slice(w.conv_bias));
         let sides = [sites, d, 9 * bands];
         multiply(&mut unit1, sides, rows(&columns, 9 * bands), transposed(&w.conv, 9 * bands), true, false);
-        let (mut scale1, mut active, mut slope) = (vec![0f32; sites], vec![0f32; sites * d], vec![0f32; sites * d]);
+        let (mut scale1, mut slope) = (vec![0f32; sites], vec![0f32; sites * d]);
+        normalise_rows(&mut unit1, &mut scale1, self.ln_eps);
+        let mut active = unit1.clone();
         let (mut unit2, mut scale2) = (vec![0f32; grid.rows * d], vec![0f32; grid.rows]);
-        vectorised(|| {
-            for (site, scale) in scale1.iter_mut().enumerate() {
-                let span = site * d..(site + 1) * d;
-                let (unit, active, slope) = (&mut unit1[span.clone()], &mut active[span.clone()], &mut slope[span]);
-                *scale = normalise(unit, self.ln_eps);
-                if exists[site] {
-                    affine(active, unit, w.norm1[0], w.norm1[1]);
-                    for (active, slope) in active.iter_mut().zip(slope) {
-                        (*active, *slope) = gelu_and_slope(*active);
-                    }
-                }
-            }
-            for ((unit, scale), active) in
-                unit2.chunks_exact_mut(d).zip(&mut scale2).zip(active.chunks_exact(k * k * d))
-            {
-                unit.copy_from_slice(w.stem_bias);
-                for (active, weight) in active.chunks_exact(d).zip(w.stem.chunks_exact(d)) {
-                    for ((unit, active), weight) in unit.iter_mut().zip(active).zip(weight) {
-                        *unit = active.mul_add(*weight, *unit);
-                    }
-                }
-                *scale = normalise(unit, self.ln_eps);
-            }
-        });
+        stem_rows(&mut active, &mut slope, &mut unit2, &exists, w.norm1, &w.stem, w.stem_bias);
+        normalise_rows(&mut unit2, &mut scale2, self.ln_eps);
         Sample { columns, exists, unit1, scale1, active, slope, unit2, scale2 }
     }
 
@@ -169,11 +149,7 @@ impl Stem {
         let mut out = vec![0f32; self.geometry.batch() * r * d];
         out.par_chunks_mut(r * d).zip(x.par_chunks(pixels * self.bands)).enumerate().for_each(|(at, (out, tile))| {
             let sample = self.sample(&w, tile, at);
-            vectorised(|| {
-                for (out, unit) in out.chunks_exact_mut(d).zip(sample.unit2.chunks_exact(d)) {
-                    affine(out, unit, w.norm2[0], w.norm2[1]);
-                }
-            });
+            affine_rows(out, &sample.unit2, w.norm2[0], w.norm2[1]);
         });
         out
     }
@@ -195,34 +171,17 @@ impl Stem {
     }
 
     fn backward_sample(&self, w: &Weights, s: &Sample, g: &[f32]) -> Vec<f32> {
-        let (d, k, sites) = (self.channels, self.geometry.stride, s.scale1.len());
+        let (d, sites) = (self.channels, s.scale1.len());
         let mut flat = vec![0f32; self.lengths().iter().sum()];
         let [conv, conv_bias, norm1, norm1_bias, stem, stem_bias, norm2, norm2_bias] =
             split_mut(&mut flat, self.lengths());
         let (mut g, mut site_g) = (g.to_vec(), vec![0f32; sites * d]);
-        vectorised(|| {
-            for (row, scale) in s.scale2.iter().enumerate() {
-                let (g, unit) = (&mut g[row * d..][..d], &s.unit2[row * d..][..d]);
-                normalise_backward(g, unit, *scale, w.norm2[0], norm2, norm2_bias);
-                add(stem_bias, g);
-                for tap in 0..k * k {
-                    let site = row * k * k + tap;
-                    if !s.exists[site] {
-                        continue;
-                    }
-                    let (span, taps) = (site * d..(site + 1) * d, tap * d..(tap + 1) * d);
-                    let (active, slope) = (&s.active[span.clone()], &s.slope[span.clone()]);
-                    let (weight, weight_grad) = (&w.stem[taps.clone()], &mut stem[taps]);
-                    let site_g = &mut site_g[span.clone()];
-                    for i in 0..d {
-                        weight_grad[i] = g[i].mul_add(active[i], weight_grad[i]);
-                        site_g[i] = g[i] * weight[i] * slope[i];
-                    }
-                    normalise_backward(site_g, &s.unit1[span], s.scale1[site], w.norm1[0], norm1, norm1_bias);
-                }
-            }
-            add_rows(conv_bias, &site_g);
-        });
+        normalise_rows_backward(&mut g, &s.unit2, &s.scale2, w.norm2[0], norm2, norm2_bias);
+        add_rows(stem_bias, &g);
+        stem_rows_backward(&mut site_g, &g, &s.active, &s.slope, &s.exists, &w.stem, stem, d);
+        // Where there is no site the gradient is 0 and stays 0.
+        normalise_rows_backward(&mut site_g, &s.unit1, &s.scale1, w.norm1[0], norm1, norm1_bias);
+        add_rows(conv_bias, &site_g);
         let n = 9 * self.bands;
         multiply(conv, [d, n, sites], transposed(&site_g, d), rows(&s.columns, n), false, false);
         flat
