@@ -1,5 +1,6 @@
 //! Firmware images: what is needed to build one, building it, and what the result holds.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -8,6 +9,62 @@ use object::{Object, ObjectSection, ObjectSymbol, SectionFlags};
 
 /// The compiler's target of every Cortex-M4F and Cortex-M7 board.
 pub const TARGET: &str = "thumbv7em-none-eabihf";
+
+/// The boards: what a user calls each, its folder under `firmware/boards`, and the machine of QEMU that it is made for.
+const BOARDS: [Board; 1] = [Board { name: "mps2-an500", folder: "qemu-mps2-an500", machine: "mps2-an500" }];
+
+/// A board that firmware is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Board {
+    /// What a user calls it.
+    pub name: &'static str,
+    /// Its folder under `firmware/boards`, and the name of its program.
+    pub folder: &'static str,
+    /// The machine of QEMU that it runs on.
+    pub machine: &'static str,
+}
+
+impl Board {
+    /// The board that a user calls `name`.
+    ///
+    /// # Errors
+    /// If there is none; the message lists them.
+    pub fn named(name: &str) -> Result<Self> {
+        let names = BOARDS.map(|board| board.name).join(", ");
+        BOARDS.into_iter().find(|b| b.name == name).with_context(|| format!("no board {name}; there are: {names}"))
+    }
+}
+
+/// Arguments of `cargo xtask size`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Arguments {
+    /// The board: mps2-an500
+    pub board: String,
+    /// The model that goes into the firmware's flash [default: models/yocto-rgb-int8.nadir]
+    #[arg(long, value_name = "M.nadir")]
+    pub model: Option<PathBuf>,
+    /// RAM set aside for the encoder, in KiB
+    #[arg(long, default_value_t = 1024)]
+    pub arena_kib: usize,
+}
+
+/// Builds a board's firmware and prints what it holds.
+///
+/// # Errors
+/// Those of [`build`] and [`contents`].
+pub fn main(arguments: &Arguments) -> Result<()> {
+    let board = Board::named(&arguments.board)?;
+    let model = arguments.model.clone().unwrap_or_else(default_model);
+    let image = build(&board, &model, arguments.arena_kib)?;
+    let model_bytes = fs::metadata(&model).map_or(0, |file| file.len());
+    println!("model    {model_bytes} bytes\n{}\nimage    {}", contents(&image.elf)?.text(), image.path.display());
+    Ok(())
+}
+
+/// The model that goes into a board unless told otherwise.
+pub fn default_model() -> PathBuf {
+    root().join("models/yocto-rgb-int8.nadir")
+}
 
 /// Something that has to be installed first.
 #[derive(Debug)]
@@ -44,21 +101,36 @@ pub fn check_target() -> Result<()> {
     Err(Missing(format!("the compiler's target {TARGET} is not installed: rustup target add {TARGET}")).into())
 }
 
-/// Builds the board in `firmware/boards/FOLDER` with a model in its flash, and returns the path of the image.
+/// A firmware, ready to be loaded.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The ELF file.
+    pub elf: Vec<u8>,
+    /// Where the build left it; the next build, of any model, puts another one there.
+    pub path: PathBuf,
+}
+
+/// Builds the firmware of a board with a model in its flash.
 ///
 /// # Errors
 /// [`Missing`] if the target is; otherwise if the build fails (the compiler's own words are on standard error).
-pub fn build(folder: &str, model: &Path, arena_kib: usize) -> Result<PathBuf> {
+pub fn build(board: &Board, model: &Path, arena_kib: usize) -> Result<Image> {
     check_target()?;
     let model = std::path::absolute(model).with_context(|| model.display().to_string())?;
     ensure!(model.is_file(), "{}: no such file", model.display());
     // Beside the other build products, but apart: another cargo may hold the lock of the folder itself.
     let target_dir = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let target_dir = std::path::absolute(target_dir)?.join("boards").join(folder);
+    let target_dir = std::path::absolute(target_dir)?.join("boards").join(board.folder);
+    fs::create_dir_all(&target_dir).with_context(|| target_dir.display().to_string())?;
+    // Held until the image is read: another process may be building another model into the same place.
+    let lock = target_dir.join("image.lock");
+    let lock = fs::File::create(&lock)
+        .and_then(|file| file.lock().map(|()| file))
+        .with_context(|| lock.display().to_string())?;
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["build", "--release", "--quiet", "--target-dir"])
         .arg(&target_dir)
-        .current_dir(root().join("firmware/boards").join(folder))
+        .current_dir(root().join("firmware/boards").join(board.folder))
         .env("NADIR_MODEL", &model)
         .env("NADIR_ARENA_KIB", arena_kib.to_string())
         // Flags for the host are not flags for the board.
@@ -68,8 +140,11 @@ pub fn build(folder: &str, model: &Path, arena_kib: usize) -> Result<PathBuf> {
         .stdout(Stdio::null())
         .status()
         .context("cargo cannot be started")?;
-    ensure!(status.success(), "the firmware of {folder} does not build");
-    Ok(target_dir.join(TARGET).join("release").join(folder))
+    ensure!(status.success(), "the firmware of {} does not build", board.name);
+    let path = target_dir.join(TARGET).join("release").join(board.folder);
+    let elf = fs::read(&path).with_context(|| path.display().to_string())?;
+    drop(lock);
+    Ok(Image { elf, path })
 }
 
 /// What an image holds.
@@ -85,6 +160,18 @@ pub struct Contents {
     pub heap_symbols: usize,
     /// Functions of `core::panicking`.
     pub panic_symbols: usize,
+}
+
+impl Contents {
+    /// Three lines of text.
+    pub fn text(&self) -> String {
+        format!(
+            "flash    {} bytes, {} of them code\n\
+             RAM      {} bytes static\n\
+             symbols  {} of the heap, {} of panics",
+            self.flash, self.code, self.ram, self.heap_symbols, self.panic_symbols
+        )
+    }
 }
 
 /// Reads the sections and symbols of the ELF file `elf`.
@@ -132,12 +219,18 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_board_is_named() {
+        let error = Board::named("pdp-11").unwrap_err().to_string();
+        assert_eq!(error, "no board pdp-11; there are: mps2-an500");
+    }
+
+    #[test]
     fn a_missing_model_is_named() {
         if let Err(missing) = check_target() {
             println!("SKIPPED: {missing}");
             return;
         }
-        let error = build("qemu-mps2-an500", Path::new("nowhere.nadir"), 1).unwrap_err().to_string();
+        let error = build(&BOARDS[0], Path::new("nowhere.nadir"), 1).unwrap_err().to_string();
         assert!(error.ends_with("nowhere.nadir: no such file"), "{error}");
     }
 }

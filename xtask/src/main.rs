@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::qemu;
+use xtask::{firmware, qemu};
 
 /// Development commands of Nadir.
 #[derive(Parser)]
@@ -17,18 +17,33 @@ struct Arguments {
 enum Command {
     /// Runs a model on an emulated microcontroller and checks every embedding against this machine's, byte for byte.
     Qemu(qemu::Arguments),
+    /// Builds a board's firmware and says what it holds: flash, RAM, symbols of the heap and of panics.
+    Size(firmware::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Qemu(arguments) => qemu::main(&arguments),
+        Command::Size(arguments) => firmware::main(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("xtask: {error:#}");
+            eprintln!("xtask: {}", one_line(&error));
             // Callers tell "cannot run here" from "ran and failed" by the exit code.
             ExitCode::from(if error.is::<qemu::Missing>() { qemu::EXIT_MISSING } else { 2 })
         }
     }
+}
+
+/// The error and its causes; a cause that the text before it names already is left out.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line += if line.is_empty() { "" } else { ": " };
+            line += &cause;
+        }
+    }
+    line.replace(char::is_control, " ")
 }
