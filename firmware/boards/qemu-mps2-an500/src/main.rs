@@ -93,30 +93,24 @@ fn main() -> ! {
         clock::start(&mut peripherals.SYST);
     }
     let memory = Memory { tile: TILE, arena: &mut ARENA.0, embedding: EMBEDDING };
-    match start(memory, FRAME) {
-        Ok(()) => exit(true),
-        Err((part, reason)) => {
-            fail(part, reason.as_str());
-            exit(false)
-        }
-    }
+    let model = or_fail(Part::Model, Model::parse(&MODEL.0));
+    let prototypes = with_length(psram(PROTOTYPES_ADDRESS)).map(|file| or_fail(Part::Triage, Prototypes::parse(file)));
+    let store = or_fail(Part::Camera, TileStore::parse(psram(TILES_ADDRESS)));
+    let mut camera = Camera::new(EmulatedCamera::new(store), AlwaysReady, Delay, Patience::default());
+    let mut link = or_fail(Part::Board, Link::open(Uart::new(Port::Link), FRAME));
+    let task = Task { encoder: &model, prototypes, limits: Limits::default() };
+    // What failed in there has been said on the link.
+    exit(run(&mut camera, &mut link, &mut Mps2, &task, memory).is_ok())
 }
 
-/// Everything from flash to the last message. Errors are those that [`run`] could not report by itself.
-fn start(memory: Memory<'static>, frame: &'static mut [u8]) -> Result<(), (Part, Reason)> {
-    fn because<E: core::fmt::Display>(part: Part) -> impl Fn(E) -> (Part, Reason) {
-        move |error| (part, Reason::new(&error))
-    }
-    let model = Model::parse(&MODEL.0).map_err(because(Part::Model))?;
-    let prototypes =
-        with_length(psram(PROTOTYPES_ADDRESS)).map(Prototypes::parse).transpose().map_err(because(Part::Triage))?;
-    let store = TileStore::parse(psram(TILES_ADDRESS)).map_err(because(Part::Camera))?;
-    let mut camera = Camera::new(EmulatedCamera::new(store), AlwaysReady, Delay, Patience::default());
-    let mut link = Link::open(Uart::new(Port::Link), frame).map_err(because(Part::Board))?;
-    let task = Task { encoder: &model, prototypes, limits: Limits::default() };
-    match run(&mut camera, &mut link, &mut Mps2, &task, memory) {
-        Ok(_) => Ok(()),
-        Err(_) => exit(false),
+/// The value, or the end of the program with the error on the link.
+fn or_fail<T, E: core::fmt::Display>(part: Part, result: Result<T, E>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => {
+            fail(part, Reason::new(&error).as_str());
+            exit(false)
+        }
     }
 }
 
