@@ -5,8 +5,8 @@ use nadir::triage::prototypes::{Prototypes, QueryError};
 use nadir::triage::quality::{Quality, Verdict};
 use nadir::triage::record::{Reason, Record, Rung, Scores};
 
-/// Embeddings of the bank over which novelty is averaged.
-const NEIGHBOURS: usize = 5;
+/// Embeddings over which novelty is averaged: as many as when `triage prototypes` set the threshold.
+const NEIGHBOURS: usize = 3;
 
 /// The record of a tile that the quality check vetoed; `None` if it passed.
 pub fn vetoed(tile: u32, quality: &Quality, verdict: Verdict) -> Option<Record> {
@@ -35,7 +35,10 @@ pub fn scored(
     if let Some(prototypes) = prototypes {
         let query = prototypes.query(embedding)?;
         let score = prototypes.score(&query);
-        let distance = novelty(&query, prototypes.bank(), NEIGHBOURS).unwrap_or(0.0);
+        // Without a bank, novel is what lies far from every prototype.
+        let distance = novelty(&query, prototypes.bank(), NEIGHBOURS)
+            .or_else(|| novelty(&query, prototypes.vectors(), NEIGHBOURS))
+            .unwrap_or(0.0);
         record.scores = Some(Scores::new(score.margin, distance, score.nearest));
         if prototypes.probability(score.margin) >= 0.5 {
             record.reason = Reason::Wanted;
