@@ -11,7 +11,7 @@ use super::gemm::{multiply, rows, transposed};
 use super::grid::Grid;
 use super::kernels::{
     Padded, add_rows, add_to_rows, affine_rows, bias_gelu_rows, depthwise, depthwise_weight, dot_rows, gelu_rows,
-    normalise_rows, normalise_rows_backward, response_rows_backward, scale_rows,
+    normalise_rows, normalise_rows_backward, response_rows_backward, scale_rows, stride, widen,
 };
 
 /// See [`super::elementary::block`].
@@ -53,9 +53,11 @@ struct Saved {
     wide: Vec<f32>,
 }
 
-/// The block's parameters in their flat order; the depthwise weight also as `[49, d]`.
+/// The block's parameters in their flat order; the depthwise weight as `[49, stride]`.
 struct Weights<'a> {
     dw: Vec<f32>,
+    /// The same with its taps backwards.
+    dw_backwards: Vec<f32>,
     dw_bias: &'a [f32],
     norm: [&'a [f32]; 2],
     pw1: &'a [f32],
@@ -74,8 +76,9 @@ fn lengths(d: usize) -> [usize; 10] {
 impl<'a> Weights<'a> {
     fn new(flat: &'a [f32], d: usize) -> Self {
         let [dw, dw_bias, norm, norm_bias, pw1, pw1_bias, gamma, beta, pw2, pw2_bias] = split(flat, lengths(d));
-        let dw = swap_last(dw, [1, d, 49]);
-        Self { dw, dw_bias, norm: [norm, norm_bias], pw1, pw1_bias, gamma, beta, pw2, pw2_bias }
+        let dw = widen(&swap_last(dw, [1, d, 49]), d);
+        let dw_backwards = dw.chunks_exact(stride(d)).rev().flatten().copied().collect();
+        Self { dw, dw_backwards, dw_bias, norm: [norm, norm_bias], pw1, pw1_bias, gamma, beta, pw2, pw2_bias }
     }
 }
 
@@ -152,7 +155,7 @@ impl Block {
         for (at, (unit, x)) in unit.chunks_exact_mut(r * d).zip(x.chunks_exact(r * d)).enumerate() {
             let positions = self.grid.positions(first + at);
             padded.fill(x, positions);
-            depthwise(unit, w.dw_bias, &padded, positions, &w.dw, false);
+            depthwise(unit, w.dw_bias, &padded, positions, &w.dw);
         }
         normalise_rows(unit, scale, self.ln_eps);
         affine_rows(&mut narrow, unit, w.norm[0], w.norm[1]);
@@ -245,14 +248,18 @@ impl Block {
         multiply(&mut narrow, [n, d, c], rows(&active, c), rows(w.pw1, d), false, false);
         normalise_rows_backward(&mut narrow, unit, scale, w.norm[0], norm, norm_bias);
         add_rows(dw_bias, &narrow);
-        let mut padded = Padded::new(self.grid.side, d);
+        let (mut x_map, mut g_map) = (Padded::new(self.grid.side, d), Padded::new(self.grid.side, d));
+        let mut dw_wide = vec![0f32; 49 * stride(d)];
         for (at, narrow) in narrow.chunks_exact(r * d).enumerate() {
             let span = at * r * d..(at + 1) * r * d;
             let positions = self.grid.positions(first + at);
-            padded.fill(narrow, positions);
-            depthwise(&mut x_grad[span.clone()], &g[span.clone()], &padded, positions, &w.dw, true);
-            padded.fill(&x[span], positions);
-            depthwise_weight(dw, narrow, &padded, positions);
+            g_map.fill(narrow, positions);
+            depthwise(&mut x_grad[span.clone()], &g[span.clone()], &g_map, positions, &w.dw_backwards);
+            x_map.fill(&x[span], positions);
+            depthwise_weight(&mut dw_wide, &g_map, &x_map, positions);
+        }
+        for (dw, wide) in dw.chunks_exact_mut(d).zip(dw_wide.chunks_exact(stride(d))) {
+            dw.copy_from_slice(&wide[..d]);
         }
         flat
     }

@@ -1,18 +1,22 @@
 //! Loops over rows of f32, written so that the compiler turns them into vector instructions.
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd, WithSimd};
 
-/// Defines functions whose bodies are compiled for the widest vectors of this machine. What they call must be
-/// `#[inline(always)]`: a call that remains is compiled without them, and every fused multiply-add in it is slow.
+/// Defines functions whose bodies are compiled for the widest vectors of this machine; `[simd: S]` names these.
+///
+/// What the bodies call must be `#[inline(always)]`: a call that remains is compiled without wide vectors, and every
+/// fused multiply-add in it is slow.
 macro_rules! vectorised {
-    ($($(#[$meta:meta])* pub fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block)*) => {$(
+    ($($(#[$meta:meta])* pub fn $name:ident[$simd:ident: $S:ident]($($argument:ident: $type:ty),* $(,)?) $body:block)*) => {$(
         $(#[$meta])*
         pub fn $name($($argument: $type),*) {
             struct Call<T>(T);
             impl WithSimd for Call<($($type,)*)> {
                 type Output = ();
                 #[inline(always)]
-                fn with_simd<S: Simd>(self, _: S) {
+                fn with_simd<$S: Simd>(self, $simd: $S) {
                     let ($($argument,)*) = self.0;
                     $body
                 }
@@ -22,22 +26,41 @@ macro_rules! vectorised {
     )*};
 }
 
-const LANES: usize = 8;
-
-/// The sum of `f(a, b)` over two rows.
+/// Sums over vectors and what is left of a row: `f` makes the terms from a vector, `g` from a number.
 #[inline(always)]
-fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
-    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for i in 0..LANES {
-            lanes[i] += f(a[i], b[i]);
+fn reduce<S: Simd>(
+    simd: S,
+    a: &[f32],
+    b: &[f32],
+    f: impl Fn(S::f32s, S::f32s, S::f32s) -> S::f32s,
+    g: impl Fn(f32, f32) -> f32,
+) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
+    let mut sum = simd.splat_f32s(0.0);
+    for (a, b) in a.iter().zip(b) {
+        sum = f(*a, *b, sum);
+    }
+    let mut rest = [0f32; 4];
+    let ((a, a_last), (b, b_last)) = (a_rest.as_chunks::<4>(), b_rest.as_chunks::<4>());
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..4 {
+            rest[i] += g(a[i], b[i]);
         }
     }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| f(*a, *b)).sum();
-    let [a, b, c, d, e, f, g, h] = lanes;
-    ((a + e) + (b + f)) + ((c + g) + (d + h)) + rest
+    let last: f32 = a_last.iter().zip(b_last).map(|(a, b)| g(*a, *b)).sum();
+    simd.reduce_sum_f32s(sum) + (rest[0] + rest[2]) + (rest[1] + rest[3]) + last
+}
+
+/// The sum of a row.
+#[inline(always)]
+fn sum<S: Simd>(simd: S, a: &[f32]) -> f32 {
+    reduce(simd, a, a, |a, _, sum| simd.add_f32s(sum, a), |a, _| a)
+}
+
+/// The sum of the products of two rows.
+#[inline(always)]
+fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+    reduce(simd, a, b, |a, b, sum| simd.mul_add_f32s(a, b, sum), |a, b| a * b)
 }
 
 /// e to the power of `x`, for `x` of at most 0; relative error below 1e-6, 0 far below.
@@ -91,12 +114,12 @@ fn gelu_and_slope(x: f32) -> (f32, f32) {
 
 /// Brings a row to zero mean and unit variance; gives the factor that it applied.
 #[inline(always)]
-fn normalise(row: &mut [f32], eps: f32) -> f32 {
+fn normalise<S: Simd>(simd: S, row: &mut [f32], eps: f32) -> f32 {
     let n = row.len() as f32;
-    let mean = sum2(row, row, |a, _| a) / n;
-    let variance = sum2(row, row, |a, _| (a - mean) * (a - mean)) / n;
-    let scale = 1.0 / (variance + eps).sqrt();
-    row.iter_mut().for_each(|v| *v = (*v - mean) * scale);
+    let mean = sum(simd, row) / n;
+    row.iter_mut().for_each(|v| *v -= mean);
+    let scale = 1.0 / (dot(simd, row, row) / n + eps).sqrt();
+    row.iter_mut().for_each(|v| *v *= scale);
     scale
 }
 
@@ -111,7 +134,8 @@ fn affine(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
 /// LayerNorm backwards: `g` comes as the gradient of the affine output and leaves as that of the input. `unit` is the
 /// normalised row, `scale` what [`normalise`] gave. Adds to the gradients of weight and bias.
 #[inline(always)]
-fn normalise_backward(
+fn normalise_backward<S: Simd>(
+    simd: S,
     g: &mut [f32],
     unit: &[f32],
     scale: f32,
@@ -125,8 +149,8 @@ fn normalise_backward(
         *g *= w;
     }
     let n = g.len() as f32;
-    let mean = sum2(g, g, |a, _| a) / n;
-    let slope = sum2(g, unit, |a, b| a * b) / n;
+    let mean = sum(simd, g) / n;
+    let slope = dot(simd, g, unit) / n;
     for (g, u) in g.iter_mut().zip(unit) {
         *g = scale * (*g - mean - u * slope);
     }
@@ -140,20 +164,48 @@ fn add(sum: &mut [f32], row: &[f32]) {
     }
 }
 
-/// The map of one sample with a border of three zeros, `[side + 6, side + 6, channels]`.
+/// Channels are rounded up to a multiple of this in what the depthwise loops read, so that vectors are always full.
+const FULL: usize = 16;
+
+/// A row's `channels`, rounded up.
+pub fn stride(channels: usize) -> usize {
+    channels.next_multiple_of(FULL)
+}
+
+/// Rows of `channels` values as rows of [`stride`] values, the rest 0.
+pub fn widen(rows: &[f32], channels: usize) -> Vec<f32> {
+    let mut out = vec![0f32; rows.len() / channels * stride(channels)];
+    for (out, row) in out.chunks_exact_mut(stride(channels)).zip(rows.chunks_exact(channels)) {
+        out[..channels].copy_from_slice(row);
+    }
+    out
+}
+
+/// The map of one sample with a border of three zeros, `[side + 6, side + 6, stride]`.
 pub struct Padded {
-    /// Side of the map without border.
-    pub side: usize,
-    /// Channels.
-    pub channels: usize,
-    /// The values.
-    pub values: Vec<f32>,
+    side: usize,
+    channels: usize,
+    /// Length of a position and of a line with its border.
+    step: usize,
+    line: usize,
+    values: Vec<f32>,
+}
+
+/// The 7x7 window of a position.
+struct Window {
+    /// Where it begins.
+    corner: usize,
+    /// Its rows and columns inside of the map; the others are zeros.
+    rows: Range<usize>,
+    columns: Range<usize>,
 }
 
 impl Padded {
     /// A map of zeros.
     pub fn new(side: usize, channels: usize) -> Self {
-        Self { side, channels, values: vec![0.0; (side + 6) * (side + 6) * channels] }
+        let step = stride(channels);
+        let line = (side + 6) * step;
+        Self { side, channels, step, line, values: vec![0.0; (side + 6) * line] }
     }
 
     /// Puts `rows` at `positions`, zeros elsewhere.
@@ -162,101 +214,116 @@ impl Padded {
             self.values.fill(0.0);
         }
         for (row, position) in rows.chunks_exact(self.channels).zip(positions) {
-            let at = self.corner(*position) + (3 * (self.side + 6) + 3) * self.channels;
+            let at = self.window(*position).corner + 3 * (self.line + self.step);
             self.values[at..at + self.channels].copy_from_slice(row);
         }
     }
 
-    /// Where the 7x7 window of `position` begins.
     #[inline(always)]
-    fn corner(&self, position: u32) -> usize {
-        let position = position as usize;
-        (position / self.side * (self.side + 6) + position % self.side) * self.channels
+    fn window(&self, position: u32) -> Window {
+        let (y, x) = (position as usize / self.side, position as usize % self.side);
+        let inside = |at: usize| 3usize.saturating_sub(at)..7.min(self.side + 3 - at);
+        Window { corner: y * self.line + x * self.step, rows: inside(y), columns: inside(x) }
     }
 }
 
-/// Calls `$body` with `$w` lanes for `$c0` in steps over `0..$channels`.
-macro_rules! channel_blocks {
-    ($channels:expr, |$c0:ident, $w:ident| $body:expr) => {{
-        let mut $c0 = 0;
-        while $c0 + 16 <= $channels {
-            const $w: usize = 16;
-            $body;
-            $c0 += 16;
+/// The sums over the window of `weight * map` for the `N` vectors from `at` on of one position.
+///
+/// `map` is cut to begin at the window's corner; `step` and `line` count vectors.
+#[inline(always)]
+fn window_sums<S: Simd, const N: usize>(
+    simd: S,
+    map: &[S::f32s],
+    weight: &[S::f32s],
+    window: &Window,
+    [at, step, line]: [usize; 3],
+) -> [S::f32s; N] {
+    let mut sums = [simd.splat_f32s(0.0); N];
+    for dy in window.rows.clone() {
+        let (first, taps) = (window.columns.start * step, window.columns.len() * step);
+        let x = &map[dy * line + first..][..taps];
+        let w = &weight[dy * 7 * step + first..][..taps];
+        for (x, w) in x.chunks_exact(step).zip(w.chunks_exact(step)) {
+            let (x, w) = (&x[at..at + N], &w[at..at + N]);
+            for i in 0..N {
+                sums[i] = simd.mul_add_f32s(x[i], w[i], sums[i]);
+            }
         }
-        while $c0 + 8 <= $channels {
-            const $w: usize = 8;
-            $body;
-            $c0 += 8;
-        }
-        while $c0 < $channels {
-            const $w: usize = 1;
-            $body;
-            $c0 += 1;
-        }
-    }};
+    }
+    sums
 }
 
 vectorised! {
     /// 7x7 depthwise convolution at `positions`: `out = start + sum over taps of weight[tap] * map`.
     ///
-    /// `weight` is `[49, channels]`; with `flip` its taps run backwards, which makes it the gradient of the input.
-    /// `start` is a row for all or as long as `out`.
-    pub fn depthwise(out: &mut [f32], start: &[f32], map: &Padded, positions: &[u32], weight: &[f32], flip: bool) {
-        let (c, width) = (map.channels, map.side + 6);
+    /// `weight` is `[49, stride]`; with its taps backwards this is the gradient of the input. `start` is a row for all
+    /// or as long as `out`.
+    pub fn depthwise[simd: S](out: &mut [f32], start: &[f32], map: &Padded, positions: &[u32], weight: &[f32]) {
+        let c = map.channels;
+        let (step, line) = (map.step / S::F32_LANES, map.line / S::F32_LANES);
+        let (values, weight) = (S::as_simd_f32s(&map.values).0, S::as_simd_f32s(weight).0);
+        let mut wide = vec![0f32; map.step];
         for (r, (out, position)) in out.chunks_exact_mut(c).zip(positions).enumerate() {
-            let corner = map.corner(*position);
+            let window = map.window(*position);
+            let values = &values[window.corner / S::F32_LANES..];
+            let sums = S::as_mut_simd_f32s(&mut wide).0;
+            let mut at = 0;
+            while at + 4 <= step {
+                sums[at..at + 4].copy_from_slice(&window_sums::<S, 4>(simd, values, weight, &window, [at, step, line]));
+                at += 4;
+            }
+            while at + 2 <= step {
+                sums[at..at + 2].copy_from_slice(&window_sums::<S, 2>(simd, values, weight, &window, [at, step, line]));
+                at += 2;
+            }
+            if at < step {
+                sums[at..].copy_from_slice(&window_sums::<S, 1>(simd, values, weight, &window, [at, step, line]));
+            }
             let start = if start.len() == c { start } else { &start[r * c..][..c] };
-            channel_blocks!(c, |c0, W| {
-                let mut sum = [0f32; W];
-                sum.copy_from_slice(&start[c0..c0 + W]);
-                for dy in 0..7 {
-                    let line = &map.values[corner + dy * width * c + c0..][..6 * c + W];
-                    for dx in 0..7 {
-                        let tap = if flip { 48 - dy * 7 - dx } else { dy * 7 + dx };
-                        let (x, w) = (&line[dx * c..][..W], &weight[tap * c + c0..][..W]);
-                        for i in 0..W {
-                            sum[i] = x[i].mul_add(w[i], sum[i]);
-                        }
-                    }
-                }
-                out[c0..c0 + W].copy_from_slice(&sum);
-            });
+            for ((out, start), sum) in out.iter_mut().zip(start).zip(&wide) {
+                *out = start + sum;
+            }
         }
     }
 
-    /// The gradient of the depthwise weight: adds `sum over rows of g * map` to `weight_grad`, `[49, channels]`.
-    pub fn depthwise_weight(weight_grad: &mut [f32], g: &[f32], map: &Padded, positions: &[u32]) {
-        let (c, width) = (map.channels, map.side + 6);
-        channel_blocks!(c, |c0, W| {
-            for dy in 0..7 {
-                let mut sums = [[0f32; W]; 7];
-                for (g, position) in g.chunks_exact(c).zip(positions) {
-                    let line = &map.values[map.corner(*position) + dy * width * c + c0..][..6 * c + W];
-                    let g = &g[c0..c0 + W];
+    /// The gradient of the depthwise weight: adds `sum over rows of g * map` to `weight_grad`, `[49, stride]`. `g` is a
+    /// map too.
+    pub fn depthwise_weight[simd: S](weight_grad: &mut [f32], g: &Padded, map: &Padded, positions: &[u32]) {
+        let (step, line) = (map.step / S::F32_LANES, map.line / S::F32_LANES);
+        let (values, g) = (S::as_simd_f32s(&map.values).0, S::as_simd_f32s(&g.values).0);
+        let weight_grad = S::as_mut_simd_f32s(weight_grad).0;
+        for dy in 0..7 {
+            for at in 0..step {
+                let mut sums = [simd.splat_f32s(0.0); 7];
+                for position in positions {
+                    let window = map.window(*position);
+                    if !window.rows.contains(&dy) {
+                        continue;
+                    }
+                    let corner = window.corner / S::F32_LANES + at;
+                    let g = g[corner + 3 * (line + step)];
+                    let x = &values[corner + dy * line..][..6 * step + 1];
                     for (dx, sum) in sums.iter_mut().enumerate() {
-                        let x = &line[dx * c..][..W];
-                        for i in 0..W {
-                            sum[i] = x[i].mul_add(g[i], sum[i]);
-                        }
+                        *sum = simd.mul_add_f32s(x[dx * step], g, *sum);
                     }
                 }
                 for (dx, sum) in sums.iter().enumerate() {
-                    add(&mut weight_grad[(dy * 7 + dx) * c + c0..][..W], sum);
+                    let grad = &mut weight_grad[(dy * 7 + dx) * step + at];
+                    *grad = simd.add_f32s(*grad, *sum);
                 }
             }
-        });
+        }
     }
 
     /// `sum += row` for every row of `rows`.
-    pub fn add_rows(sum: &mut [f32], rows: &[f32]) {
+    pub fn add_rows[_simd: S](sum: &mut [f32], rows: &[f32]) {
         for row in rows.chunks_exact(sum.len()) {
             add(sum, row);
         }
     }
 
     /// `out = x + bias` for every row.
-    pub fn add_to_rows(out: &mut [f32], x: &[f32], bias: &[f32]) {
+    pub fn add_to_rows[_simd: S](out: &mut [f32], x: &[f32], bias: &[f32]) {
         for (out, x) in out.chunks_exact_mut(bias.len()).zip(x.chunks_exact(bias.len())) {
             for ((out, x), bias) in out.iter_mut().zip(x).zip(bias) {
                 *out = x + bias;
@@ -265,15 +332,15 @@ vectorised! {
     }
 
     /// Normalises every row in place; `scale` gets the factors.
-    pub fn normalise_rows(rows: &mut [f32], scale: &mut [f32], eps: f32) {
+    pub fn normalise_rows[simd: S](rows: &mut [f32], scale: &mut [f32], eps: f32) {
         let c = rows.len() / scale.len();
         for (row, scale) in rows.chunks_exact_mut(c).zip(scale) {
-            *scale = normalise(row, eps);
+            *scale = normalise(simd, row, eps);
         }
     }
 
     /// `out = x * weight + bias` for every row.
-    pub fn affine_rows(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
+    pub fn affine_rows[_simd: S](out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) {
         let c = bias.len();
         for (out, x) in out.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
             affine(out, x, weight, bias);
@@ -281,7 +348,7 @@ vectorised! {
     }
 
     /// `x = x * weight + bias` for every row.
-    pub fn scale_rows(x: &mut [f32], weight: &[f32], bias: &[f32]) {
+    pub fn scale_rows[_simd: S](x: &mut [f32], weight: &[f32], bias: &[f32]) {
         for row in x.chunks_exact_mut(bias.len()) {
             for ((v, w), b) in row.iter_mut().zip(weight).zip(bias) {
                 *v = v.mul_add(*w, *b);
@@ -290,7 +357,7 @@ vectorised! {
     }
 
     /// The rows `pick` of `x`, times `weight` plus `bias`.
-    pub fn affine_picked(out: &mut [f32], x: &[f32], pick: &[u32], weight: &[f32], bias: &[f32]) {
+    pub fn affine_picked[_simd: S](out: &mut [f32], x: &[f32], pick: &[u32], weight: &[f32], bias: &[f32]) {
         let c = bias.len();
         for (out, pick) in out.chunks_exact_mut(c).zip(pick) {
             affine(out, &x[*pick as usize * c..][..c], weight, bias);
@@ -298,9 +365,9 @@ vectorised! {
     }
 
     /// LayerNorm of every row in place.
-    pub fn layer_norm_rows(rows: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    pub fn layer_norm_rows[simd: S](rows: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
         for row in rows.chunks_exact_mut(bias.len()) {
-            normalise(row, eps);
+            normalise(simd, row, eps);
             for ((v, w), b) in row.iter_mut().zip(weight).zip(bias) {
                 *v = v.mul_add(*w, *b);
             }
@@ -309,7 +376,7 @@ vectorised! {
 
     /// LayerNorm backwards for every row: `g` comes as the gradient of the affine output and leaves as that of the input.
     /// `unit` are the normalised rows, `scale` their factors. Adds to the gradients of weight and bias.
-    pub fn normalise_rows_backward(
+    pub fn normalise_rows_backward[simd: S](
         g: &mut [f32],
         unit: &[f32],
         scale: &[f32],
@@ -319,12 +386,12 @@ vectorised! {
     ) {
         let c = weight.len();
         for ((g, unit), scale) in g.chunks_exact_mut(c).zip(unit.chunks_exact(c)).zip(scale) {
-            normalise_backward(g, unit, *scale, weight, weight_grad, bias_grad);
+            normalise_backward(simd, g, unit, *scale, weight, weight_grad, bias_grad);
         }
     }
 
     /// Adds `bias` to `x`, puts GELU of that into `out` and adds GELU's squares to `squares`, channel by channel.
-    pub fn bias_gelu_rows(x: &mut [f32], out: &mut [f32], bias: &[f32], squares: &mut [f32]) {
+    pub fn bias_gelu_rows[_simd: S](x: &mut [f32], out: &mut [f32], bias: &[f32], squares: &mut [f32]) {
         let c = bias.len();
         for (x, out) in x.chunks_exact_mut(c).zip(out.chunks_exact_mut(c)) {
             for (((x, out), bias), square) in x.iter_mut().zip(out).zip(bias).zip(squares.iter_mut()) {
@@ -336,7 +403,7 @@ vectorised! {
     }
 
     /// GELU and its slope of rows; adds GELU's squares to `squares`, channel by channel.
-    pub fn gelu_rows(out: &mut [f32], slope: &mut [f32], x: &[f32], squares: &mut [f32]) {
+    pub fn gelu_rows[_simd: S](out: &mut [f32], slope: &mut [f32], x: &[f32], squares: &mut [f32]) {
         let c = squares.len();
         for ((out, slope), x) in out.chunks_exact_mut(c).zip(slope.chunks_exact_mut(c)).zip(x.chunks_exact(c)) {
             for (((out, slope), x), square) in out.iter_mut().zip(slope).zip(x).zip(squares.iter_mut()) {
@@ -347,7 +414,7 @@ vectorised! {
     }
 
     /// Every row's sums over the rows of `g * x` and of `g`, channel by channel, added to `dots` and `sums`.
-    pub fn dot_rows(g: &[f32], x: &[f32], dots: &mut [f32], sums: &mut [f32]) {
+    pub fn dot_rows[_simd: S](g: &[f32], x: &[f32], dots: &mut [f32], sums: &mut [f32]) {
         let c = dots.len();
         for (g, x) in g.chunks_exact(c).zip(x.chunks_exact(c)) {
             for (((g, x), dot), sum) in g.iter().zip(x).zip(dots.iter_mut()).zip(sums.iter_mut()) {
@@ -358,7 +425,7 @@ vectorised! {
     }
 
     /// `g = (g * factors + x * along) * slope` for every row; adds the result to `sums`.
-    pub fn response_rows_backward(
+    pub fn response_rows_backward[_simd: S](
         g: &mut [f32],
         x: &[f32],
         slope: &[f32],
@@ -378,7 +445,7 @@ vectorised! {
 
     /// The stem forwards: `active` comes as normalised sites and leaves as GELU of their affine map, 0 where no site
     /// `exists`; `slope` gets GELU's slope; `out` the weighted sum over each row's sites plus `bias`.
-    pub fn stem_rows(
+    pub fn stem_rows[_simd: S](
         active: &mut [f32],
         slope: &mut [f32],
         out: &mut [f32],
@@ -410,7 +477,7 @@ vectorised! {
 
     /// The stem backwards, from the gradient `g` of [`stem_rows`]'s output: `site_g` gets the gradient of the affine map
     /// of each site. Adds to the gradient of the weight.
-    pub fn stem_rows_backward(
+    pub fn stem_rows_backward[_simd: S](
         site_g: &mut [f32],
         g: &[f32],
         active: &[f32],
