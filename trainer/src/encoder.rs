@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor};
-use nadir::model::{Architecture, STAGES};
+use nadir::model::Architecture;
 use nadir_formats::{Tensor as Array, expected_shapes};
 use rand::rngs::StdRng;
 
 use crate::mask::Mask;
+use crate::ops;
 use crate::ops::grid::{Geometry, Grid};
-use crate::ops::{self, BlockParams, DownsampleParams, StemParams};
 use crate::params::{Params, fresh};
 
 /// The encoder: weights and the shape that they belong to. Cloning shares the weights.
@@ -91,18 +91,7 @@ impl Encoder {
             candle_core::bail!("tiles are {:?}, the encoder takes F32", x.dtype());
         }
         let geometry = Geometry::new(&self.architecture, batch, mask)?;
-        let (ln_eps, grn_eps) = (self.architecture.ln_eps, self.architecture.grn_eps);
-        let mut rows = ops::stem(x, &StemParams::of(&self.params), &geometry, ln_eps)?;
-        for stage in 0..STAGES {
-            if stage > 0 {
-                let params = DownsampleParams::of(&self.params, stage - 1);
-                rows = ops::downsample(&rows, &params, &geometry, stage - 1, ln_eps)?;
-            }
-            for block in 0..self.architecture.depths[stage] {
-                let params = BlockParams::of(&self.params, &format!("stages.{stage}.{block}"));
-                rows = ops::block(&rows, &params, &geometry.grids[stage], ln_eps, grn_eps)?;
-            }
-        }
+        let rows = ops::encode(x, &self.params, &self.architecture, &geometry)?;
         let [.., last] = geometry.grids;
         Ok((rows, last))
     }

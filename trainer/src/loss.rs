@@ -1,9 +1,10 @@
 //! The losses of MP-MAE: weighted squared error and cross entropy, with missing values left out.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use crate::mask::Mask;
 use crate::mpmae::{Target, Task, TaskKind};
+use crate::ops;
 
 /// Added to the variance of a patch when its target is normalised.
 const PATCH_EPS: f64 = 1e-6;
@@ -12,13 +13,13 @@ const PATCH_EPS: f64 = 1e-6;
 pub(crate) enum Truth {
     /// The loss is the sum of `weights * (prediction - values)^2`; both shaped like the prediction.
     Values { values: Tensor, weights: Tensor },
-    /// The loss is the mean cross entropy over the labels that are not `IGNORED`; one label per row of logits.
-    Labels { labels: Vec<u32>, classes: usize, device: Device },
+    /// The loss is the mean cross entropy over the labels that are classes; one label per row of logits.
+    Labels { labels: Vec<u32>, classes: usize },
     /// Nothing is known.
     Nothing,
 }
 
-/// Stands for a label that is not known.
+/// Stands for a label that is not known: it is none of the classes.
 const IGNORED: u32 = u32::MAX;
 
 impl Truth {
@@ -61,10 +62,10 @@ impl Truth {
             }
             TaskKind::PixelClassification { classes } => {
                 let labels = checked(&flat.to_vec1()?, classes, &task.name)?;
-                Ok(Self::labels(gather(&labels, 1, mask, patch), classes, device))
+                Ok(Self::labels(gather(&labels, 1, mask, patch), classes))
             }
             TaskKind::ImageClassification { classes } => {
-                Ok(Self::labels(checked(&flat.to_vec1()?, classes, &task.name)?, classes, device))
+                Ok(Self::labels(checked(&flat.to_vec1()?, classes, &task.name)?, classes))
             }
         }
     }
@@ -78,10 +79,10 @@ impl Truth {
         Ok(Self::Values { values, weights })
     }
 
-    fn labels(labels: Vec<u32>, classes: usize, device: &Device) -> Self {
+    fn labels(labels: Vec<u32>, classes: usize) -> Self {
         match labels.iter().all(|l| *l == IGNORED) {
             true => Self::Nothing,
-            false => Self::Labels { labels, classes, device: device.clone() },
+            false => Self::Labels { labels, classes },
         }
     }
 
@@ -89,30 +90,13 @@ impl Truth {
     pub fn loss(&self, prediction: impl FnOnce() -> Result<Tensor>) -> Result<Option<Tensor>> {
         match self {
             Self::Nothing => Ok(None),
-            Self::Values { values, weights } => {
-                let loss = ((prediction()? - values)?.sqr()? * weights)?.sum_all()?;
-                Ok(Some(loss))
-            }
-            Self::Labels { labels, classes, device } => {
+            Self::Values { values, weights } => Ok(Some(ops::weighted_squares(&prediction()?, values, weights)?)),
+            Self::Labels { labels, classes } => {
                 let logits = prediction()?.reshape((labels.len(), *classes))?;
-                Ok(Some(cross_entropy(&logits, labels, device)?))
+                Ok(Some(ops::cross_entropy(&logits, labels)?))
             }
         }
     }
-}
-
-/// Mean cross entropy of `[n, classes]` logits over the labels that are known; at least one must be.
-fn cross_entropy(logits: &Tensor, labels: &[u32], device: &Device) -> Result<Tensor> {
-    let known = labels.iter().filter(|l| **l != IGNORED).count();
-    let weight = 1.0 / known as f32;
-    let weights: Vec<f32> = labels.iter().map(|l| if *l == IGNORED { 0.0 } else { weight }).collect();
-    let picks: Vec<u32> = labels.iter().map(|l| if *l == IGNORED { 0 } else { *l }).collect();
-    let n = labels.len();
-    let (weights, picks) = (Tensor::from_vec(weights, (n, 1), device)?, Tensor::from_vec(picks, (n, 1), device)?);
-    // The shift cancels, so it needs no gradient.
-    let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?;
-    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    ((log_sum - shifted.gather(&picks, 1)?)? * weights)?.sum_all()
 }
 
 /// Labels as indices; -1 becomes [`IGNORED`].

@@ -1,12 +1,9 @@
 //! The ConvNeXt V2 block in one operation: samples pass through it in groups small enough for the caches.
 
-use std::sync::Mutex;
-
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::BlockParams;
-use super::fused::{flatten, group, split, split_mut, sum, swap_last, values, with_values};
+use super::chain::{Kept, Layer};
+use super::fused::{group, split, split_mut, sum, swap_last};
 use super::gemm::{multiply, rows, transposed};
 use super::grid::Grid;
 use super::kernels::{
@@ -15,42 +12,15 @@ use super::kernels::{
 };
 
 /// See [`super::elementary::block`].
-pub fn block(x: &Tensor, p: &BlockParams, grid: &Grid, ln_eps: f32, grn_eps: f32) -> Result<Tensor> {
-    let flat = flatten(&[
-        &p.dw_weight,
-        &p.dw_bias,
-        &p.norm_weight,
-        &p.norm_bias,
-        &p.pw1_weight,
-        &p.pw1_bias,
-        &p.grn_gamma,
-        &p.grn_beta,
-        &p.pw2_weight,
-        &p.pw2_bias,
-    ])?;
-    let track = x.track_op() || flat.track_op();
-    let op = Block { grid: grid.clone(), channels: x.dim(1)?, ln_eps, grn_eps, track, saved: Mutex::default() };
-    x.contiguous()?.apply_op2(&flat, op)
-}
-
-struct Block {
-    grid: Grid,
-    channels: usize,
-    ln_eps: f32,
-    grn_eps: f32,
-    /// Whether a gradient may be asked for.
-    track: bool,
-    saved: Mutex<Option<Saved>>,
-}
-
-/// What the forward pass keeps for the backward pass.
-struct Saved {
-    /// The normalised rows before their affine map, `[rows, d]`.
-    unit: Vec<f32>,
-    /// The factor of each row's normalisation, `[rows]`.
-    scale: Vec<f32>,
-    /// What enters GELU, `[rows, 4d]`.
-    wide: Vec<f32>,
+pub struct Block {
+    /// Where the rows lie.
+    pub grid: Grid,
+    /// Channels.
+    pub channels: usize,
+    /// Epsilon of the LayerNorm.
+    pub ln_eps: f32,
+    /// Epsilon of Global Response Normalization.
+    pub grn_eps: f32,
 }
 
 /// The block's parameters in their flat order; the depthwise weight as `[49, stride]`.
@@ -106,13 +76,18 @@ impl Response {
     }
 }
 
-impl Block {
-    fn group(&self) -> usize {
-        group(self.grid.batch, self.grid.rows)
+impl Layer for Block {
+    fn parameters(&self) -> usize {
+        lengths(self.channels).iter().sum()
     }
 
-    /// The output, and what the backward pass needs if `keep`.
-    fn forward(&self, x: &[f32], flat: &[f32], keep: bool) -> (Vec<f32>, Option<Saved>) {
+    fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// Keeps the normalised rows before their affine map `[rows, d]`, the factor of each row's normalisation `[rows]`,
+    /// and what enters GELU `[rows, 4d]`.
+    fn forward(&self, x: &[f32], flat: &[f32], keep: bool) -> (Vec<f32>, Kept) {
         let (d, r, samples) = (self.channels, self.grid.rows, self.group());
         let w = Weights::new(flat, d);
         let mut out = vec![0f32; x.len()];
@@ -123,20 +98,50 @@ impl Block {
                 let (mut unit, mut scale, mut wide) = (vec![0f32; n * d], vec![0f32; n], vec![0f32; n * 4 * d]);
                 self.forward_group(&w, at * samples, x, out, &mut unit, &mut scale, &mut wide);
             });
-            return (out, None);
+            return (out, Vec::new());
         }
         let n = x.len() / d;
-        let mut saved = Saved { unit: vec![0f32; n * d], scale: vec![0f32; n], wide: vec![0f32; n * 4 * d] };
+        let (mut unit, mut scale, mut wide) = (vec![0f32; n * d], vec![0f32; n], vec![0f32; n * 4 * d]);
         out.par_chunks_mut(chunk * d)
             .zip(x.par_chunks(chunk * d))
-            .zip(saved.unit.par_chunks_mut(chunk * d))
-            .zip(saved.scale.par_chunks_mut(chunk))
-            .zip(saved.wide.par_chunks_mut(chunk * 4 * d))
+            .zip(unit.par_chunks_mut(chunk * d))
+            .zip(scale.par_chunks_mut(chunk))
+            .zip(wide.par_chunks_mut(chunk * 4 * d))
             .enumerate()
             .for_each(|(at, ((((out, x), unit), scale), wide))| {
                 self.forward_group(&w, at * samples, x, out, unit, scale, wide);
             });
-        (out, Some(saved))
+        (out, vec![unit, scale, wide])
+    }
+
+    fn backward(&self, x: &[f32], flat: &[f32], g: &[f32], kept: &Kept) -> (Vec<f32>, Vec<f32>) {
+        let (d, samples) = (self.channels, self.group());
+        let w = Weights::new(flat, d);
+        let [unit, scale, wide] = [0, 1, 2].map(|part| kept[part].as_slice());
+        let mut x_grad = vec![0f32; x.len()];
+        let chunk = samples * self.grid.rows;
+        let parts: Vec<Vec<f32>> = x_grad
+            .par_chunks_mut(chunk * d)
+            .zip(x.par_chunks(chunk * d))
+            .zip(g.par_chunks(chunk * d))
+            .zip(unit.par_chunks(chunk * d))
+            .zip(scale.par_chunks(chunk))
+            .zip(wide.par_chunks(chunk * 4 * d))
+            .enumerate()
+            .map(|(at, (((((x_grad, x), g), unit), scale), wide))| {
+                self.backward_group(&w, at * samples, x, g, unit, scale, wide, x_grad)
+            })
+            .collect();
+        let mut flat_grad = sum(parts);
+        let dw = swap_last(&flat_grad[..49 * d], [1, 49, d]);
+        flat_grad[..49 * d].copy_from_slice(&dw);
+        (x_grad, flat_grad)
+    }
+}
+
+impl Block {
+    fn group(&self) -> usize {
+        group(self.grid.batch, self.grid.rows)
     }
 
     fn forward_group(
@@ -169,30 +174,6 @@ impl Block {
         }
         add_to_rows(out, x, w.pw2_bias);
         multiply(out, [n, d, 4 * d], rows(&active, 4 * d), transposed(w.pw2, 4 * d), true, false);
-    }
-
-    /// The gradients of the input and of the flat parameters.
-    fn backward(&self, x: &[f32], flat: &[f32], g: &[f32], saved: &Saved) -> (Vec<f32>, Vec<f32>) {
-        let (d, samples) = (self.channels, self.group());
-        let w = Weights::new(flat, d);
-        let mut x_grad = vec![0f32; x.len()];
-        let chunk = samples * self.grid.rows;
-        let parts: Vec<Vec<f32>> = x_grad
-            .par_chunks_mut(chunk * d)
-            .zip(x.par_chunks(chunk * d))
-            .zip(g.par_chunks(chunk * d))
-            .enumerate()
-            .map(|(at, ((x_grad, x), g))| {
-                let (from, n) = (at * chunk, x.len() / d);
-                let unit = &saved.unit[from * d..][..n * d];
-                let wide = &saved.wide[from * 4 * d..][..n * 4 * d];
-                self.backward_group(&w, at * samples, x, g, unit, &saved.scale[from..][..n], wide, x_grad)
-            })
-            .collect();
-        let mut flat_grad = sum(parts);
-        let dw = swap_last(&flat_grad[..49 * d], [1, 49, d]);
-        flat_grad[..49 * d].copy_from_slice(&dw);
-        (x_grad, flat_grad)
     }
 
     fn backward_group(
@@ -281,33 +262,5 @@ impl Response {
             norm => (gamma * dot - shared / n) / (self.mean * norm),
         };
         self.norm.iter().zip(dots).zip(gamma).map(along).collect()
-    }
-}
-
-impl CustomOp2 for Block {
-    fn name(&self) -> &'static str {
-        "block"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, p: &CpuStorage, pl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (out, saved) = self.forward(values(x, xl)?, values(p, pl)?, self.track);
-        if let Ok(mut slot) = self.saved.lock() {
-            *slot = saved;
-        }
-        Ok((CpuStorage::F32(out), xl.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, p: &Tensor, _: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let saved = self.saved.lock().ok().and_then(|mut slot| slot.take());
-        let (x_grad, p_grad) = with_values([x, p, g], |[xv, pv, gv]| {
-            // What was kept is used up by the first backward pass; a second one computes it again.
-            let saved = saved.or_else(|| self.forward(xv, pv, true).1);
-            saved.map(|saved| self.backward(xv, pv, gv, &saved))
-        })?
-        .unwrap_or_default();
-        Ok((
-            Some(Tensor::from_vec(x_grad, x.shape(), x.device())?),
-            Some(Tensor::from_vec(p_grad, p.shape(), p.device())?),
-        ))
     }
 }

@@ -1,27 +1,25 @@
 //! LayerNorm and 2x2 convolution with stride 2 in one operation.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::DownsampleParams;
-use super::fused::{flatten, group, split, split_mut, sum, swap_last, values, with_values};
+use super::chain::{Kept, Layer};
+use super::fused::{group, split, split_mut, sum, swap_last};
 use super::gemm::{multiply, rows, transposed};
 use super::grid::Geometry;
 use super::kernels::{add_rows, affine_picked, normalise_rows, normalise_rows_backward};
 
 /// See [`super::elementary::downsample`].
-pub fn downsample(x: &Tensor, p: &DownsampleParams, geometry: &Geometry, stage: usize, ln_eps: f32) -> Result<Tensor> {
-    let flat = flatten(&[&p.norm_weight, &p.norm_bias, &p.weight, &p.bias])?;
-    let op = Downsample { geometry: geometry.clone(), stage, before: x.dim(1)?, after: p.bias.dim(0)?, ln_eps };
-    x.contiguous()?.apply_op2(&flat, op)
-}
-
-struct Downsample {
-    geometry: Geometry,
-    stage: usize,
-    before: usize,
-    after: usize,
-    ln_eps: f32,
+pub struct Downsample {
+    /// The maps.
+    pub geometry: Geometry,
+    /// The step goes from this stage to the next.
+    pub stage: usize,
+    /// Channels before.
+    pub before: usize,
+    /// Channels after.
+    pub after: usize,
+    /// Epsilon of the LayerNorm.
+    pub ln_eps: f32,
 }
 
 impl Downsample {
@@ -49,8 +47,19 @@ impl Downsample {
         }
         (unit, scale, columns)
     }
+}
 
-    fn forward(&self, x: &[f32], flat: &[f32]) -> Vec<f32> {
+impl Layer for Downsample {
+    fn parameters(&self) -> usize {
+        self.lengths().iter().sum()
+    }
+
+    fn channels(&self) -> usize {
+        self.after
+    }
+
+    /// Keeps nothing: the backward pass computes the columns again.
+    fn forward(&self, x: &[f32], flat: &[f32], _: bool) -> (Vec<f32>, Kept) {
         let (c, d, [fine, coarse, samples]) = (self.before, self.after, self.sizes());
         let [norm, norm_bias, weight, bias] = split(flat, self.lengths());
         let weight = swap_last(weight, [d, c, 4]);
@@ -63,10 +72,10 @@ impl Downsample {
                 multiply(out, [n, d, 4 * c], rows(&columns, 4 * c), transposed(&weight, 4 * c), true, false);
             },
         );
-        out
+        (out, Vec::new())
     }
 
-    fn backward(&self, x: &[f32], flat: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    fn backward(&self, x: &[f32], flat: &[f32], g: &[f32], _: &Kept) -> (Vec<f32>, Vec<f32>) {
         let (c, d, [fine, coarse, samples]) = (self.before, self.after, self.sizes());
         let [norm, norm_bias, weight, _] = split(flat, self.lengths());
         let weight = swap_last(weight, [d, c, 4]);
@@ -101,25 +110,5 @@ impl Downsample {
         let weight_grad = swap_last(&flat_grad[at.clone()], [d, 4, c]);
         flat_grad[at].copy_from_slice(&weight_grad);
         (x_grad, flat_grad)
-    }
-}
-
-impl CustomOp2 for Downsample {
-    fn name(&self) -> &'static str {
-        "downsample"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, p: &CpuStorage, pl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let out = self.forward(values(x, xl)?, values(p, pl)?);
-        let shape = (out.len() / self.after, self.after).into();
-        Ok((CpuStorage::F32(out), shape))
-    }
-
-    fn bwd(&self, x: &Tensor, p: &Tensor, _: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (x_grad, p_grad) = with_values([x, p, g], |[x, p, g]| self.backward(x, p, g))?;
-        Ok((
-            Some(Tensor::from_vec(x_grad, x.shape(), x.device())?),
-            Some(Tensor::from_vec(p_grad, p.shape(), p.device())?),
-        ))
     }
 }

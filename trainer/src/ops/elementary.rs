@@ -32,6 +32,26 @@ pub fn grn(x: &Tensor, gamma: &Tensor, beta: &Tensor, batch: usize, eps: f32) ->
     y.reshape((rows, channels))
 }
 
+/// The sum of `weights * (x - truth)^2`. Only `x` gets a gradient where this is fused.
+pub fn weighted_squares(x: &Tensor, truth: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    ((x - truth)?.sqr()? * weights)?.sum_all()
+}
+
+/// Mean cross entropy of `[n, classes]` logits over the labels that are classes; at least one must be.
+pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
+    let (n, classes) = logits.dims2()?;
+    let known = |label: &u32| (*label as usize) < classes;
+    let weight = 1.0 / labels.iter().filter(|l| known(l)).count() as f32;
+    let weights: Vec<f32> = labels.iter().map(|l| if known(l) { weight } else { 0.0 }).collect();
+    let picks: Vec<u32> = labels.iter().map(|l| if known(l) { *l } else { 0 }).collect();
+    let weights = Tensor::from_vec(weights, (n, 1), logits.device())?.to_dtype(logits.dtype())?;
+    let picks = Tensor::from_vec(picks, (n, 1), logits.device())?;
+    // The shift cancels, so it needs no gradient.
+    let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?;
+    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    ((log_sum - shifted.gather(&picks, 1)?)? * weights)?.sum_all()
+}
+
 /// Appends a row of zeros, for the positions that have no row.
 fn with_zero_row(x: &Tensor) -> Result<Tensor> {
     Tensor::cat(&[x, &Tensor::zeros((1, x.dim(1)?), x.dtype(), x.device())?], 0)

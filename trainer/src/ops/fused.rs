@@ -73,9 +73,3 @@ pub fn split_mut<const N: usize>(values: &mut [f32], lengths: [usize; N]) -> [&m
         part
     })
 }
-
-/// The parameters of one operation in one vector, with a gradient that finds back to each.
-pub fn flatten(parameters: &[&Tensor]) -> Result<Tensor> {
-    let flat = parameters.iter().map(|p| p.flatten_all()).collect::<Result<Vec<_>>>()?;
-    Tensor::cat(&flat, 0)
-}

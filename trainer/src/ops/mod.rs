@@ -4,6 +4,7 @@
 //! operations ([`elementary`]).
 
 mod block;
+mod chain;
 mod downsample;
 pub mod elementary;
 mod fused;
@@ -11,9 +12,11 @@ mod gemm;
 pub mod grid;
 mod kernels;
 mod linear;
+mod losses;
 mod stem;
 
 use candle_core::{DType, Result, Tensor};
+use nadir::model::{Architecture, STAGES};
 
 use crate::params::Params;
 use grid::{Geometry, Grid};
@@ -53,6 +56,20 @@ impl StemParams {
             norm2_weight: get("stem.1.weight"),
             norm2_bias: get("stem.1.bias"),
         }
+    }
+
+    /// All tensors, in the order in which the fused layer takes them.
+    fn all(&self) -> [&Tensor; 8] {
+        [
+            &self.conv_weight,
+            &self.conv_bias,
+            &self.norm1_weight,
+            &self.norm1_bias,
+            &self.stem_weight,
+            &self.stem_bias,
+            &self.norm2_weight,
+            &self.norm2_bias,
+        ]
     }
 }
 
@@ -98,6 +115,22 @@ impl BlockParams {
             pw2_bias: get("pwconv2.bias"),
         }
     }
+
+    /// All tensors, in the order in which the fused layer takes them.
+    fn all(&self) -> [&Tensor; 10] {
+        [
+            &self.dw_weight,
+            &self.dw_bias,
+            &self.norm_weight,
+            &self.norm_bias,
+            &self.pw1_weight,
+            &self.pw1_bias,
+            &self.grn_gamma,
+            &self.grn_beta,
+            &self.pw2_weight,
+            &self.pw2_bias,
+        ]
+    }
 }
 
 /// The tensors between two stages, of `c` and `d` channels.
@@ -119,6 +152,11 @@ impl DownsampleParams {
         let get = |name: &str| params.get(&format!("downsample_layers.{stage}.{name}")).clone();
         Self { norm_weight: get("0.weight"), norm_bias: get("0.bias"), weight: get("1.weight"), bias: get("1.bias") }
     }
+
+    /// All tensors, in the order in which the fused layer takes them.
+    fn all(&self) -> [&Tensor; 4] {
+        [&self.norm_weight, &self.norm_bias, &self.weight, &self.bias]
+    }
 }
 
 /// Whether the fused operations take `x`.
@@ -126,28 +164,53 @@ fn fuses(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
 
-/// See [`elementary::stem`].
-pub fn stem(x: &Tensor, p: &StemParams, geometry: &Geometry, ln_eps: f32) -> Result<Tensor> {
-    match fuses(x) {
-        true => stem::stem(x, p, geometry, ln_eps),
-        false => elementary::stem(x, p, geometry, ln_eps),
+/// The encoder's last map as rows, from tiles `[batch, bands, height, width]`.
+pub fn encode(x: &Tensor, params: &Params, architecture: &Architecture, geometry: &Geometry) -> Result<Tensor> {
+    let (ln_eps, grn_eps) = (architecture.ln_eps, architecture.grn_eps);
+    let stem = StemParams::of(params);
+    let downsamples = [0, 1, 2].map(|stage| DownsampleParams::of(params, stage));
+    let of_stage = |stage: usize| {
+        (0..architecture.depths[stage]).map(move |at| BlockParams::of(params, &format!("stages.{stage}.{at}")))
+    };
+    if !fuses(x) {
+        let mut rows = elementary::stem(x, &stem, geometry, ln_eps)?;
+        for stage in 0..STAGES {
+            if stage > 0 {
+                rows = elementary::downsample(&rows, &downsamples[stage - 1], geometry, stage - 1, ln_eps)?;
+            }
+            for block in of_stage(stage) {
+                rows = elementary::block(&rows, &block, &geometry.grids[stage], ln_eps, grn_eps)?;
+            }
+        }
+        return Ok(rows);
     }
+    let blocks: Vec<Vec<BlockParams>> = (0..STAGES).map(|stage| of_stage(stage).collect()).collect();
+    let layer = stem::Stem { geometry: geometry.clone(), bands: x.dim(1)?, channels: architecture.dim(0), ln_eps };
+    let (mut layers, mut tensors): (Vec<Box<dyn chain::Layer>>, _) = (vec![Box::new(layer)], stem.all().to_vec());
+    for stage in 0..STAGES {
+        let channels = architecture.dim(stage);
+        if stage > 0 {
+            let (geometry, before) = (geometry.clone(), architecture.dim(stage - 1));
+            let layer = downsample::Downsample { geometry, stage: stage - 1, before, after: channels, ln_eps };
+            layers.push(Box::new(layer));
+            tensors.extend(downsamples[stage - 1].all());
+        }
+        for params in &blocks[stage] {
+            let grid = geometry.grids[stage].clone();
+            layers.push(Box::new(block::Block { grid, channels, ln_eps, grn_eps }));
+            tensors.extend(params.all());
+        }
+    }
+    chain::chain(x, layers, &tensors)
 }
 
 /// See [`elementary::block`].
 pub fn block(x: &Tensor, p: &BlockParams, grid: &Grid, ln_eps: f32, grn_eps: f32) -> Result<Tensor> {
-    match fuses(x) {
-        true => block::block(x, p, grid, ln_eps, grn_eps),
-        false => elementary::block(x, p, grid, ln_eps, grn_eps),
+    if !fuses(x) {
+        return elementary::block(x, p, grid, ln_eps, grn_eps);
     }
-}
-
-/// See [`elementary::downsample`].
-pub fn downsample(x: &Tensor, p: &DownsampleParams, geometry: &Geometry, stage: usize, ln_eps: f32) -> Result<Tensor> {
-    match fuses(x) {
-        true => downsample::downsample(x, p, geometry, stage, ln_eps),
-        false => elementary::downsample(x, p, geometry, stage, ln_eps),
-    }
+    let layer = block::Block { grid: grid.clone(), channels: x.dim(1)?, ln_eps, grn_eps };
+    chain::chain(x, vec![Box::new(layer)], &p.all())
 }
 
 /// See [`elementary::linear`].
@@ -163,5 +226,23 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
     match fuses(x) {
         true => linear::layer_norm(x, weight, bias, eps),
         false => elementary::layer_norm(x, weight, bias, eps),
+    }
+}
+
+/// See [`elementary::weighted_squares`].
+pub fn weighted_squares(x: &Tensor, truth: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    match fuses(x) {
+        true => losses::weighted_squares(x, truth, weights),
+        false => elementary::weighted_squares(x, truth, weights),
+    }
+}
+
+/// See [`elementary::cross_entropy`].
+pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
+    let classes = logits.dim(1)?;
+    let known = labels.iter().filter(|label| (**label as usize) < classes).count();
+    match fuses(logits) {
+        true => losses::cross_entropy(logits, labels.to_vec(), known),
+        false => elementary::cross_entropy(logits, labels),
     }
 }

@@ -1,35 +1,23 @@
 //! Initial convolution, LayerNorm, GELU, depthwise stem and LayerNorm in one operation, from tiles to rows.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::StemParams;
-use super::fused::{flatten, split, split_mut, sum, swap_last, values, with_values};
+use super::chain::{Kept, Layer};
+use super::fused::{split, split_mut, sum, swap_last};
 use super::gemm::{multiply, rows, transposed};
 use super::grid::Geometry;
 use super::kernels::{add_rows, affine_rows, normalise_rows, normalise_rows_backward, stem_rows, stem_rows_backward};
 
 /// See [`super::elementary::stem`]. The tiles get no gradient.
-pub fn stem(x: &Tensor, p: &StemParams, geometry: &Geometry, ln_eps: f32) -> Result<Tensor> {
-    let flat = flatten(&[
-        &p.conv_weight,
-        &p.conv_bias,
-        &p.norm1_weight,
-        &p.norm1_bias,
-        &p.stem_weight,
-        &p.stem_bias,
-        &p.norm2_weight,
-        &p.norm2_bias,
-    ])?;
-    let op = Stem { geometry: geometry.clone(), bands: x.dim(1)?, channels: p.conv_bias.dim(0)?, ln_eps };
-    x.contiguous()?.apply_op2(&flat, op)
-}
-
-struct Stem {
-    geometry: Geometry,
-    bands: usize,
-    channels: usize,
-    ln_eps: f32,
+pub struct Stem {
+    /// The maps.
+    pub geometry: Geometry,
+    /// Bands of a tile.
+    pub bands: usize,
+    /// Channels of a row.
+    pub channels: usize,
+    /// Epsilon of both LayerNorms.
+    pub ln_eps: f32,
 }
 
 /// The parameters, the weights with their taps outermost: `[9 * bands]` per channel as (tap, band), and `[k * k, d]`.
@@ -143,33 +131,6 @@ impl Stem {
         Sample { columns, exists, unit1, scale1, active, slope, unit2, scale2 }
     }
 
-    fn forward(&self, x: &[f32], flat: &[f32]) -> Vec<f32> {
-        let w = self.weights(flat);
-        let (d, r, pixels) = (self.channels, self.geometry.grids[0].rows, self.geometry.tile * self.geometry.tile);
-        let mut out = vec![0f32; self.geometry.batch() * r * d];
-        out.par_chunks_mut(r * d).zip(x.par_chunks(pixels * self.bands)).enumerate().for_each(|(at, (out, tile))| {
-            let sample = self.sample(&w, tile, at);
-            affine_rows(out, &sample.unit2, w.norm2[0], w.norm2[1]);
-        });
-        out
-    }
-
-    fn backward(&self, x: &[f32], flat: &[f32], g: &[f32]) -> Vec<f32> {
-        let w = self.weights(flat);
-        let (d, r, pixels) = (self.channels, self.geometry.grids[0].rows, self.geometry.tile * self.geometry.tile);
-        let parts = x
-            .par_chunks(pixels * self.bands)
-            .zip(g.par_chunks(r * d))
-            .enumerate()
-            .map(|(at, (tile, g))| self.backward_sample(&w, &self.sample(&w, tile, at), g))
-            .collect();
-        let flat_grad = sum(parts);
-        let [conv, conv_bias, norm1, norm1_bias, stem, rest @ ..] = split(&flat_grad, self.lengths());
-        let conv = swap_last(conv, [d, 9, self.bands]);
-        let stem = swap_last(stem, [1, self.geometry.stride * self.geometry.stride, d]);
-        [&conv, conv_bias, norm1, norm1_bias, &stem].into_iter().chain(rest).flatten().copied().collect()
-    }
-
     fn backward_sample(&self, w: &Weights, s: &Sample, g: &[f32]) -> Vec<f32> {
         let (d, sites) = (self.channels, s.scale1.len());
         let mut flat = vec![0f32; self.lengths().iter().sum()];
@@ -188,19 +149,41 @@ impl Stem {
     }
 }
 
-impl CustomOp2 for Stem {
-    fn name(&self) -> &'static str {
-        "stem"
+impl Layer for Stem {
+    fn parameters(&self) -> usize {
+        self.lengths().iter().sum()
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, p: &CpuStorage, pl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let out = self.forward(values(x, xl)?, values(p, pl)?);
-        let shape = (out.len() / self.channels, self.channels).into();
-        Ok((CpuStorage::F32(out), shape))
+    fn channels(&self) -> usize {
+        self.channels
     }
 
-    fn bwd(&self, x: &Tensor, p: &Tensor, _: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let p_grad = with_values([x, p, g], |[x, p, g]| self.backward(x, p, g))?;
-        Ok((None, Some(Tensor::from_vec(p_grad, p.shape(), p.device())?)))
+    /// Keeps nothing: the backward pass computes the samples again.
+    fn forward(&self, x: &[f32], flat: &[f32], _: bool) -> (Vec<f32>, Kept) {
+        let w = self.weights(flat);
+        let (d, r, pixels) = (self.channels, self.geometry.grids[0].rows, self.geometry.tile * self.geometry.tile);
+        let mut out = vec![0f32; self.geometry.batch() * r * d];
+        out.par_chunks_mut(r * d).zip(x.par_chunks(pixels * self.bands)).enumerate().for_each(|(at, (out, tile))| {
+            let sample = self.sample(&w, tile, at);
+            affine_rows(out, &sample.unit2, w.norm2[0], w.norm2[1]);
+        });
+        (out, Vec::new())
+    }
+
+    fn backward(&self, x: &[f32], flat: &[f32], g: &[f32], _: &Kept) -> (Vec<f32>, Vec<f32>) {
+        let w = self.weights(flat);
+        let (d, r, pixels) = (self.channels, self.geometry.grids[0].rows, self.geometry.tile * self.geometry.tile);
+        let parts = x
+            .par_chunks(pixels * self.bands)
+            .zip(g.par_chunks(r * d))
+            .enumerate()
+            .map(|(at, (tile, g))| self.backward_sample(&w, &self.sample(&w, tile, at), g))
+            .collect();
+        let flat_grad = sum(parts);
+        let [conv, conv_bias, norm1, norm1_bias, stem, rest @ ..] = split(&flat_grad, self.lengths());
+        let conv = swap_last(conv, [d, 9, self.bands]);
+        let stem = swap_last(stem, [1, self.geometry.stride * self.geometry.stride, d]);
+        let parts = [&conv, conv_bias, norm1, norm1_bias, &stem].into_iter().chain(rest);
+        (Vec::new(), parts.flatten().copied().collect())
     }
 }
