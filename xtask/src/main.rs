@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{firmware, qemu};
+use xtask::{demo, firmware, qemu};
 
 /// Development commands of Nadir.
 #[derive(Parser)]
@@ -15,6 +15,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Runs the whole way on the sample tiles, and writes target/demo/report.html.
+    Demo(demo::Arguments),
     /// Runs a model on an emulated microcontroller and checks every embedding against this machine's, byte for byte.
     Qemu(qemu::Arguments),
     /// Builds a board's firmware and says what it holds: flash, RAM, symbols of the heap and of panics.
@@ -23,6 +25,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::main(&arguments),
         Command::Qemu(arguments) => qemu::main(&arguments),
         Command::Size(arguments) => firmware::main(&arguments),
     };
