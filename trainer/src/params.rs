@@ -25,6 +25,11 @@ impl Params {
         Ok(params)
     }
 
+    /// Named tensors as they are, for computing with them alone: there is nothing to train, export or load.
+    pub fn from_tensors(tensors: BTreeMap<String, Tensor>) -> Self {
+        Self { vars: BTreeMap::new(), frozen: tensors }
+    }
+
     /// Adds `value` as the trainable tensor `name`, in place of any before.
     pub fn insert(&mut self, name: &str, value: Tensor) -> Result<()> {
         self.vars.insert(name.to_owned(), Var::from_tensor(&value)?);

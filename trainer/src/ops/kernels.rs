@@ -189,6 +189,8 @@ pub struct Padded {
     step: usize,
     line: usize,
     values: Vec<f32>,
+    /// The positions that may hold anything but zeros.
+    filled: Vec<u32>,
 }
 
 /// The 7x7 window of a position.
@@ -205,18 +207,25 @@ impl Padded {
     pub fn new(side: usize, channels: usize) -> Self {
         let step = stride(channels);
         let line = (side + 6) * step;
-        Self { side, channels, step, line, values: vec![0.0; (side + 6) * line] }
+        Self { side, channels, step, line, values: vec![0.0; (side + 6) * line], filled: Vec::new() }
     }
 
     /// Puts `rows` at `positions`, zeros elsewhere.
     pub fn fill(&mut self, rows: &[f32], positions: &[u32]) {
-        if positions.len() < self.side * self.side {
-            self.values.fill(0.0);
+        if self.filled != positions {
+            for position in std::mem::replace(&mut self.filled, positions.to_vec()) {
+                let at = self.centre(position);
+                self.values[at..at + self.channels].fill(0.0);
+            }
         }
         for (row, position) in rows.chunks_exact(self.channels).zip(positions) {
-            let at = self.window(*position).corner + 3 * (self.line + self.step);
+            let at = self.centre(*position);
             self.values[at..at + self.channels].copy_from_slice(row);
         }
+    }
+
+    fn centre(&self, position: u32) -> usize {
+        self.window(position).corner + 3 * (self.line + self.step)
     }
 
     #[inline(always)]
