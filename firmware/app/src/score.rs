@@ -1,12 +1,9 @@
 //! From an embedding to the record of its tile. The ground calls the same functions to check what came down.
 
-use nadir::triage::novelty::novelty;
+use nadir::triage::novelty::{NEIGHBOURS, novelty};
 use nadir::triage::prototypes::{Prototypes, QueryError};
 use nadir::triage::quality::{Quality, Verdict};
 use nadir::triage::record::{Reason, Record, Rung, Scores};
-
-/// Embeddings over which novelty is averaged: as many as when `triage prototypes` set the threshold.
-const NEIGHBOURS: usize = 3;
 
 /// The record of a tile that the quality check vetoed; `None` if it passed.
 pub fn vetoed(tile: u32, quality: &Quality, verdict: Verdict) -> Option<Record> {
@@ -39,12 +36,14 @@ pub fn scored(
         let distance = novelty(&query, prototypes.bank(), NEIGHBOURS)
             .or_else(|| novelty(&query, prototypes.vectors(), NEIGHBOURS))
             .unwrap_or(0.0);
-        record.scores = Some(Scores::new(score.margin, distance, score.nearest));
-        if prototypes.probability(score.margin) >= 0.5 {
+        // The reason comes from the rounded scores, so that whoever has the record can repeat it.
+        let scores = Scores::new(score.margin, distance, score.nearest);
+        if prototypes.probability(scores.margin()) >= 0.5 {
             record.reason = Reason::Wanted;
-        } else if distance >= prototypes.header().novel_from {
+        } else if scores.novelty() >= prototypes.header().novel_from {
             record.reason = Reason::Novel;
         }
+        record.scores = Some(scores);
     }
     Ok(record)
 }

@@ -5,14 +5,13 @@
 //! tile is always near prototypes that it took part in.
 
 use anyhow::{Context, Result, ensure};
+use nadir::triage::novelty::NEIGHBOURS;
 use nadir::triage::prototypes::{Header, Prototypes, Table, quantize_direction};
 
 use crate::assess::score;
 use crate::kmeans::{Random, normalised, spherical_kmeans};
 use crate::logistic;
 
-/// Novelty is the mean distance to so many embeddings of the bank.
-pub const NEIGHBOURS: usize = 3;
 /// Share of the tiles seen that are less novel than the threshold.
 const NOVELTY_QUANTILE: f64 = 0.99;
 
@@ -36,6 +35,8 @@ pub struct Learned {
     pub bytes: Vec<u8>,
     /// By rising label.
     pub classes: Vec<ClassCount>,
+    /// Whether midpoint and temperature were fitted to held-out margins; otherwise they are defaults.
+    pub fitted: bool,
     /// Chance that a wanted tile has a larger margin than another one (area under the ROC curve), both held out; `None` if
     /// there were too few tiles to hold any out, or no other class.
     pub held_out_auc: Option<f64>,
@@ -93,10 +94,10 @@ pub fn learn(space: &str, embeddings: &[Vec<f32>], labels: &[u16], request: &Req
         ensure!(classes.contains(wanted), "no tile of the wanted class {wanted}; there are classes {classes:?}");
     }
     let data = Data { space, embeddings, labels, centre, request };
-    let (curve, held_out_auc) = data.calibrate(&classes)?;
+    let (curve, fitted, held_out_auc) = data.calibrate(&classes)?;
     let all: Vec<usize> = (0..labels.len()).collect();
     let (bytes, counts) = data.build(&all, &classes, curve)?;
-    Ok(Learned { bytes, classes: counts, held_out_auc })
+    Ok(Learned { bytes, classes: counts, fitted, held_out_auc })
 }
 
 impl Data<'_> {
@@ -141,8 +142,9 @@ impl Data<'_> {
         Ok((bytes, counts))
     }
 
-    /// The curve, and the area under the ROC curve of the held-out margins; defaults if a half would hold no wanted tile.
-    fn calibrate(&self, classes: &[u16]) -> Result<(Curve, Option<f64>)> {
+    /// The curve, whether its midpoint and temperature were fitted, and the area under the ROC curve of the held-out margins;
+    /// defaults if a half would hold no wanted tile.
+    fn calibrate(&self, classes: &[u16]) -> Result<(Curve, bool, Option<f64>)> {
         // Each class shuffled and dealt out in turn, so that both halves hold half of it whatever its order was.
         let mut random = Random(self.request.seed);
         let mut halves = [Vec::new(), Vec::new()];
@@ -157,7 +159,7 @@ impl Data<'_> {
         }
         let is_wanted = |row: usize| self.request.wanted.contains(&self.labels[row]);
         if halves.iter().any(|half| !half.iter().any(|row| is_wanted(*row))) {
-            return Ok((DEFAULT_CURVE, None));
+            return Ok((DEFAULT_CURVE, false, None));
         }
         let (mut margins, mut novelties) = (Vec::new(), Vec::new());
         for (rows, held_out) in [(&halves[0], &halves[1]), (&halves[1], &halves[0])] {
@@ -170,12 +172,12 @@ impl Data<'_> {
             }
         }
         // Without other classes, or with margins that tell nothing, there is no curve to fit; novelty is still calibrated.
-        let (midpoint, temperature) =
-            logistic::fit(&margins).unwrap_or((DEFAULT_CURVE.midpoint, DEFAULT_CURVE.temperature));
+        let fit = logistic::fit(&margins);
+        let (midpoint, temperature) = fit.unwrap_or((DEFAULT_CURVE.midpoint, DEFAULT_CURVE.temperature));
         novelties.sort_by(f32::total_cmp);
         let at = ((novelties.len() - 1) as f64 * NOVELTY_QUANTILE) as usize;
         let novel_from = novelties[at].clamp(1e-3, 2.0);
-        Ok((Curve { midpoint, temperature, novel_from }, area_under_roc(&mut margins)))
+        Ok((Curve { midpoint, temperature, novel_from }, fit.is_some(), area_under_roc(&mut margins)))
     }
 }
 
@@ -226,7 +228,7 @@ mod tests {
         let mut random = Random(3);
         let (embeddings, labels) = data(&mut random);
         let learned = learn("space", &embeddings, &labels, &request()).unwrap();
-        assert!(learned.held_out_auc.unwrap() > 0.99);
+        assert!(learned.held_out_auc.unwrap() > 0.99 && learned.fitted);
         assert_eq!(
             learned.classes.iter().map(|c| (c.label, c.tiles)).collect::<Vec<_>>(),
             [(3, 100), (5, 100), (9, 100)]
@@ -267,7 +269,7 @@ mod tests {
     fn few_tiles_fall_back_and_wrong_ones_are_refused() {
         let embeddings = vec![vec![1.0, 0.0], vec![0.0, 1.0]];
         let learned = learn("space", &embeddings, &[5, 6], &request()).unwrap();
-        assert_eq!(learned.held_out_auc, None);
+        assert_eq!((learned.held_out_auc, learned.fitted), (None, false));
         assert_eq!(Prototypes::parse(&learned.bytes).unwrap().header().temperature, DEFAULT_CURVE.temperature);
         let error = |labels: &[u16]| learn("space", &embeddings, labels, &request()).unwrap_err().to_string();
         assert!(error(&[1, 2]).contains("wanted class 5") && error(&[5]).contains("1 labels for 2 tiles"));

@@ -1,9 +1,9 @@
 //! Sizes in bytes as people write them.
 
-/// Reads `65536`, `64KiB`, `1.5 MB`, ...: K and M are powers of 1000, Ki and Mi of 1024. Fractions of a byte are dropped.
+/// Reads `65536`, `64KiB`, `1.5 MB`, ...: k, M and G are powers of 1000, Ki, Mi and Gi of 1024. Fractions of a byte are dropped.
 ///
 /// # Errors
-/// If it is not a number followed by `B`, `kB`, `MB`, `KiB` or `MiB`, in any case, or by nothing.
+/// If it is not a number followed by `B`, `kB`, `MB`, `GB`, `KiB`, `MiB` or `GiB`, in any case, or by nothing.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is not a size such as 65536, 64KiB or 1.5MB");
     let trimmed = text.trim();
@@ -13,8 +13,10 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         "" | "b" => 1,
         "k" | "kb" => 1000,
         "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
         "kib" => 1 << 10,
         "mib" => 1 << 20,
+        "gib" => 1 << 30,
         _ => return Err(wrong()),
     };
     if let Ok(number) = number.parse::<u64>() {
@@ -41,6 +43,8 @@ mod tests {
             ("2k", 2000),
             ("1.5MB", 1_500_000),
             ("0.5MiB", 524_288),
+            ("2GB", 2_000_000_000),
+            ("1GiB", 1_073_741_824),
             ("18446744073709551615", u64::MAX),
         ] {
             assert_eq!(parse_bytes(text), Ok(bytes), "{text}");

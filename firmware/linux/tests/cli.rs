@@ -294,6 +294,13 @@ fn bad_tiles_and_tables_are_refused() {
     scene.refused(&scene.triage(&[("--prototypes", "m.nadir")]), &["m.nadir: not a prototype file"]);
     std::fs::write(scene.path("policy.json"), r#"{"bass": 1}"#).unwrap();
     scene.refused(&scene.triage(&[("--policy", "policy.json")]), &["policy.json", "bass"]);
+    std::fs::write(scene.path("policy.json"), r#"{"novel": -0.5}"#).unwrap();
+    scene.refused(&scene.triage(&[("--policy", "policy.json")]), &["policy.json: novel is -0.5"]);
+    std::fs::write(scene.path("policy.json"), r#"{"fidelity": {"code": 0.5}}"#).unwrap();
+    scene.refused(
+        &scene.triage(&[("--policy", "policy.json")]),
+        &["policy.json", "must not fall", "0.005, 0.5, 0.03, 1"],
+    );
     scene.refused(&scene.triage(&[("--max-no-data", "50")]), &["--max-no-data 50"]);
 }
 

@@ -2,7 +2,11 @@
 
 use super::prototypes::{Query, Vectors};
 
-/// The most neighbours that novelty averages over.
+/// Over how many neighbours novelty is averaged when thresholds are set and tiles are judged: the same everywhere, or a
+/// threshold would mean something else on the device than where it was set.
+pub const NEIGHBOURS: usize = 3;
+
+/// The most neighbours that [`novelty`] averages over.
 pub const MAX_NEIGHBOURS: usize = 16;
 
 /// Mean cosine distance, 1 - cosine, from `query` to its `neighbours` nearest vectors in `bank`: 0 (a copy) to 2.

@@ -22,10 +22,10 @@ pub struct Arguments {
     /// Class of each tile, an integer from 0 to 65535
     #[arg(long, value_name = "L.npy")]
     labels: PathBuf,
-    /// Classes of interest
+    /// Classes of interest, by their numbers in the labels
     #[arg(long, value_delimiter = ',', required = true, value_name = "3,5")]
     wanted: Vec<u16>,
-    /// File to write
+    /// Prototype file to write
     #[arg(long, value_name = "P")]
     out: PathBuf,
     /// Part of each tile, an integer; see --use
@@ -112,7 +112,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     text += &match learned.held_out_auc {
         Some(auc) => format!("wanted ranked before others on held-out halves: area under the ROC curve {auc:.3}\n"),
-        None => "too few tiles to hold any out, or no other class: the probability curve is the default\n".into(),
+        None => "too few tiles to hold any out, or no other class\n".into(),
     };
+    if !learned.fitted {
+        text += "no probability curve could be fitted: midpoint and temperature are defaults\n";
+    }
     print(&text)
 }

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use nadir::triage::novelty::NEIGHBOURS;
 use nadir::triage::select::Policy;
 use nadir_formats::{AlignedBytes, write_atomic};
 use nadir_linux::assess::{Scored, assess, score};
 use nadir_linux::fill::fill;
 use nadir_linux::input::{parse_model, parse_prototypes, read_tiles};
-use nadir_linux::learn::NEIGHBOURS;
 use nadir_linux::outbox::FILE_NAME;
 use nadir_linux::units::parse_bytes;
 use serde::Deserialize;
@@ -27,7 +27,7 @@ pub struct Arguments {
     /// Prototypes, from `triage prototypes`
     #[arg(long, value_name = "P")]
     prototypes: PathBuf,
-    /// The most bytes that the outbox may have, for instance 64KiB
+    /// The most bytes that outbox.bin may have: 65536, 64KiB, 1.5MB
     #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
     budget: u64,
     /// Folder to write outbox.bin to
@@ -38,7 +38,8 @@ pub struct Arguments {
     bands: Option<String>,
     #[command(flatten)]
     quality: QualityOptions,
-    /// JSON file with any of the worths and fidelities of docs/triage.md
+    /// JSON file with any of base, wanted, novel, wanted_from, novel_from, fidelity {record, code, embedding, tile} and
+    /// always_record; docs/triage.md says what they mean
     #[arg(long, value_name = "P.json")]
     policy: Option<PathBuf>,
     /// Print one JSON object a tile instead of a table
@@ -102,9 +103,25 @@ fn read_policy(path: Option<&Path>, novel_from: f32) -> Result<Policy> {
         fidelity: [0.0, record, code, embedding, tile],
         always_record: file.always_record,
     };
-    let worths = [policy.base, policy.wanted, policy.novel, policy.novel_from];
-    ensure!(worths.iter().all(|v| *v >= 0.0 && v.is_finite()), "{}: a worth is negative", path.display());
-    ensure!(policy.fidelity.is_sorted(), "{}: the fidelities must not fall from record to tile", path.display());
+    for (field, value) in [
+        ("base", policy.base),
+        ("wanted", policy.wanted),
+        ("novel", policy.novel),
+        ("wanted_from", policy.wanted_from),
+        ("novel_from", policy.novel_from),
+        ("fidelity.tile", tile),
+    ] {
+        ensure!(
+            value >= 0.0 && value.is_finite(),
+            "{}: {field} is {value}, expected a finite number from 0 on",
+            path.display()
+        );
+    }
+    ensure!(
+        policy.fidelity.is_sorted(),
+        "{}: the fidelities must not fall from record to tile and not be negative: {record}, {code}, {embedding}, {tile}",
+        path.display()
+    );
     Ok(policy)
 }
 
