@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use nadir::model::{Architecture, Band, Bands};
+use nadir::model::{Architecture, Band, Bands, is_canonical_band};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -85,12 +85,18 @@ pub struct Encoder {
 }
 
 impl ModelCard {
-    /// The bands as the runtime holds them.
+    /// The bands as the runtime holds them, their names in canonical spelling.
+    ///
+    /// # Errors
+    /// If there is none or too many, or a name, unit, mean or standard deviation is not possible; the text names the band.
     pub fn bands(&self) -> Result<Bands, String> {
         let mut bands = Bands::new();
         for band in &self.bands {
             let text = |what: &str, s: &str, max| format!("band {what} {s:?} is longer than {max} bytes");
             let name = canonical_band(&band.name);
+            if name.is_empty() || !is_canonical_band(&name) {
+                return Err(format!("band name {name:?} must be visible ASCII characters without comma"));
+            }
             if bands.iter().any(|b: &Band| b.name == name.as_str()) {
                 return Err(format!("band {name} is named twice"));
             }
@@ -115,7 +121,10 @@ impl ModelCard {
         self.bands.iter().map(|b| b.name.as_str()).collect()
     }
 
-    /// Checks the architecture and the bands.
+    /// Checks the architecture, the bands, and the lengths of the names.
+    ///
+    /// # Errors
+    /// The first that is beyond its limits.
     pub fn validate(&self) -> Result<(), String> {
         self.architecture.validate().map_err(|e| e.to_string())?;
         self.bands()?;
@@ -132,6 +141,9 @@ impl Encoder {
     /// Reads the weights and the card, from the file itself or from `NAME.card.json` beside it.
     ///
     /// Every tensor of the architecture must be there with its shape, finite, and no other.
+    ///
+    /// # Errors
+    /// If not, or if the file cannot be read, or there is no good card.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(io(path))?;
         let bad = |reason: String| invalid(path, reason);
@@ -169,7 +181,10 @@ impl Encoder {
         Ok(encoder)
     }
 
-    /// Writes the weights with the card inside.
+    /// Writes the weights with the card inside, whole or not at all.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let json = serde_json::to_string(&self.card).map_err(|e| invalid(path, e.to_string()))?;
         let data: BTreeMap<_, Vec<u8>> =
@@ -319,6 +334,8 @@ mod tests {
         refuse(&|e| drop(e.tensors.remove("norm.bias")), "norm.bias is missing");
         refuse(&|e| e.card.architecture.dims[0] = 8, "has shape [16], the card asks for [8]");
         refuse(&|e| e.card.bands[1].name = "B04".into(), "B4 is named twice");
+        refuse(&|e| e.card.bands[1].name = "B3,B2".into(), "band name \"B3,B2\" must be");
+        refuse(&|e| e.card.bands[1].name = " ".into(), "band name \"\" must be");
         refuse(&|e| e.card.bands[0].std = 0.0, "band B4");
         refuse(&|e| e.tensors.get_mut("norm.bias").unwrap().data[3] = f32::NAN, "norm.bias holds NaN at element 3");
         refuse(&|e| e.card.architecture.patch_size = 9, "patch size 9");

@@ -29,7 +29,10 @@ pub struct Tiles {
 }
 
 impl Tiles {
-    /// Reads a `.npy` of type u8, u16 or f32 and shape `[tiles, bands, height, width]`.
+    /// Reads a `.npy` of type u8, u16 or f32 and shape `[tiles, bands, height, width]`, none of which is 0.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or holds another type or shape.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(io(path))?;
         let npy = open(path, &bytes)?;
@@ -49,7 +52,10 @@ impl Tiles {
         Ok(Self { shape, pixels })
     }
 
-    /// Writes the array as `.npy`.
+    /// Writes the array as `.npy`, whole or not at all.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let shape = self.shape.map(|d| d as u64);
         match &self.pixels {
@@ -106,6 +112,9 @@ impl Tiles {
     }
 
     /// Puts the bands in the order `wanted`, dropping others; `present` names the bands of this array in their order.
+    ///
+    /// # Errors
+    /// If `present` does not have one name for each band, or one twice, or lacks one of `wanted`.
     pub fn select_bands(self, present: &[&str], wanted: &[&str]) -> Result<Self> {
         let [n, c, h, w] = self.shape;
         if present.len() != c {
@@ -145,14 +154,17 @@ impl Tiles {
     }
 }
 
-/// Sentinel-2 band names in one spelling: `b02`, `B02` and `B2` are all `B2`; other names are kept.
+/// Sentinel-2 band names in one spelling: `b02`, `B02` and `B2` are all `B2`, `b8a` is `B8A`; of other names only the spaces around
+/// them go. What a model may hold is laid down by [`nadir::model::is_canonical_band`].
 pub fn canonical_band(name: &str) -> String {
     let name = name.trim();
-    let upper = name.to_ascii_uppercase();
-    match upper.strip_prefix('B') {
-        Some(rest) if rest.starts_with(|c: char| c.is_ascii_digit()) => format!("B{}", rest.trim_start_matches('0')),
-        _ => name.to_owned(),
+    let digit = |at: usize| name.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
+    if !(name.starts_with(['B', 'b']) && digit(1)) {
+        return name.to_owned();
     }
+    // A zero stays where no digit follows: some number their bands from B0.
+    let zeros = (1..name.len()).take_while(|&at| name.as_bytes()[at] == b'0' && digit(at + 1)).count();
+    format!("B{}", name[1 + zeros..].to_ascii_uppercase())
 }
 
 #[cfg(test)]
@@ -179,6 +191,22 @@ mod tests {
         assert!(error(&["B2", "B3", "B8"], &["B4"]).contains("needs B4"));
         assert!(error(&["B2", "B3"], &["B2"]).contains("2 names given for 3 bands"));
         assert!(error(&["B2", "B02", "B8"], &["B2"]).contains("twice"));
+    }
+
+    #[test]
+    fn band_names_get_one_spelling() {
+        for (name, expected) in [
+            ("b02", "B2"),
+            (" B04 ", "B4"),
+            ("B8a", "B8A"),
+            ("B10", "B10"),
+            ("B0", "B0"),
+            ("b00", "B0"),
+            ("nir", "nir"),
+        ] {
+            assert_eq!(canonical_band(name), expected);
+            assert!(nadir::model::is_canonical_band(&canonical_band(name)));
+        }
     }
 
     #[test]

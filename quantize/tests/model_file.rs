@@ -303,6 +303,8 @@ fn every_error_says_what_is_wrong() {
     written(&|h| h.embedding_dimension = 7, "embedding_dimension is 7, the architecture gives 6");
     written(&|h| h.bands.clear(), "model has no band");
     written(&|h| h.bands[1].name = h.bands[0].name.clone(), "band 1 has no name or the name of an earlier band");
+    written(&|h| h.bands[1].name = "B08".try_into().unwrap(), "band 1 has a name that is not canonical");
+    written(&|h| h.bands[0].name = "B4,B3".try_into().unwrap(), "band 0 has a name that is not canonical");
     written(&|h| h.bands[1].std = -1.0, "band 1: std is -1");
     written(&|h| h.bands[0].no_data = Some(f32::NAN), "band 0: no_data is NaN");
     written(&|h| h.architecture.depths[0] = 2, "section 18 (block 0.1 depthwise weight) holds 3 f32, expected 392 f32");

@@ -95,6 +95,9 @@ impl Architecture {
     }
 
     /// Checks every limit.
+    ///
+    /// # Errors
+    /// The first limit that does not hold.
     pub fn validate(&self) -> Result<(), ArchitectureError> {
         if !matches!(self.patch_size, 8 | 16 | 32) {
             return Err(ArchitectureError::PatchSize(self.patch_size));
@@ -199,7 +202,7 @@ impl Architecture {
 /// One input band: its name, what its numbers mean, and how the encoder normalises them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Band {
-    /// Canonical name, for instance `B4` or `B8A` (no leading zero).
+    /// Canonical name, 1 to 8 bytes, for instance `B4` or `B8A` ([`is_canonical_band`]).
     pub name: String<8>,
     /// What a stored value counts, for instance `grey level` or `reflectance x 10000`.
     pub unit: String<24>,
@@ -211,6 +214,15 @@ pub struct Band {
     pub no_data: Option<f32>,
     /// Stored value at and above which the sensor is saturated.
     pub saturation: Option<f32>,
+}
+
+/// Whether `name` is the one spelling of a band's name: visible ASCII characters and no comma, and where it is a `B` and a number as
+/// Sentinel-2's are, then in capitals and without leading zeros: `B4` and `B8A`, not `B04`, `b4` or `B8a`. Says nothing of its length.
+pub fn is_canonical_band(name: &str) -> bool {
+    let numbered = matches!(name.as_bytes(), [b'B' | b'b', digit, ..] if digit.is_ascii_digit());
+    let leading_zero = matches!(name.as_bytes(), [_, b'0', digit, ..] if digit.is_ascii_digit());
+    name.bytes().all(|c| c.is_ascii_graphic() && c != b',')
+        && !(numbered && (leading_zero || name.bytes().any(|c| c.is_ascii_lowercase())))
 }
 
 /// The bands of a model, in the order in which the encoder reads them.
@@ -241,6 +253,16 @@ mod tests {
         assert_eq!(grid(112, 16, StemPadding::Same), [56, 28, 14, 7]);
         assert_eq!(grid(112, 16, StemPadding::None), [56, 28, 14, 7]);
         assert_eq!(grid(128, 32, StemPadding::Same), [32, 16, 8, 4]);
+    }
+
+    #[test]
+    fn band_names_have_one_spelling() {
+        for good in ["B4", "B8A", "B10", "B0", "VV", "nir", "band12", "Bx", "b"] {
+            assert!(is_canonical_band(good), "{good}");
+        }
+        for bad in ["B04", "B00", "b4", "B8a", "B4 ", " B4", "B4,B3", "B\n", "\u{e9}"] {
+            assert!(!is_canonical_band(bad), "{bad:?}");
+        }
     }
 
     #[test]

@@ -117,6 +117,14 @@ pub enum ModelError {
         /// Index of the band.
         index: usize,
     },
+    /// A band's name is not in its canonical spelling ([`super::is_canonical_band`]).
+    #[error(
+        "band {index} has a name that is not canonical: visible ASCII without comma, and B4 or B8A, not B04, b4 or B8a"
+    )]
+    BandSpelling {
+        /// Index of the band.
+        index: usize,
+    },
     /// A number of a band is not finite, or its standard deviation is not positive.
     #[error("band {index}: {field} is {value}, must be finite (std also positive)")]
     BandNumber {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Architecture, Bands, ModelError};
+use super::{Architecture, Bands, ModelError, is_canonical_band};
 
 /// The most bytes of a model's name, and of the name of its embedding space.
 pub const MAX_NAME: usize = 32;
@@ -66,6 +66,9 @@ pub struct Header<'a> {
 
 impl Header<'_> {
     /// Checks every field against its limits.
+    ///
+    /// # Errors
+    /// The first field beyond its limits.
     pub fn validate(&self) -> Result<(), ModelError> {
         self.architecture.validate()?;
         let p = &self.provenance;
@@ -92,6 +95,9 @@ impl Header<'_> {
         for (index, band) in self.bands.iter().enumerate() {
             if band.name.is_empty() || self.bands[..index].iter().any(|b| b.name == band.name) {
                 return Err(ModelError::BandName { index });
+            }
+            if !is_canonical_band(&band.name) {
+                return Err(ModelError::BandSpelling { index });
             }
             let optional = |v: Option<f32>| v.unwrap_or(0.0);
             let numbers = [
