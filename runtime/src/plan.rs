@@ -16,6 +16,11 @@
 //! | panel, only f16 | `8 max(9b, k k)` | `8 * 4d'` | `8 max(49, 4d)` |
 //!
 //! The head writes into the caller's embedding and needs nothing but the map.
+//!
+//! ## int8 models
+//!
+//! One layout serves every step; it stands in `encoder/int8.rs`. The largest architecture that the limits allow needs 1.1e9 bytes, so
+//! that its sizes fit 32 bits; those of the float layouts need not, and saturate.
 
 use crate::model::float_layout::PANEL;
 use crate::model::{Architecture, STAGES};

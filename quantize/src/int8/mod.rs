@@ -22,6 +22,9 @@ use scale::*;
 
 /// Room above the largest value seen, for i16 values.
 const HEADROOM: f64 = 1.5;
+/// Largest bias in units of its accumulator. A channel with hardly any weights gets a coarser scale, so that its bias is not lost;
+/// and since the products of a layer sum to less than 1.3e9 (32 bands of i16, 9 taps), no accumulator overflows.
+const BIAS_MAX: f64 = (1u32 << 29) as f64;
 /// Largest i16.
 const I16_MAX: f64 = 32767.0;
 /// Bits of the pooled mean below a unit of the residual, and of a GRN norm.
@@ -30,7 +33,11 @@ const NORM_BITS: i32 = 8;
 /// Power of two of the head's gain.
 const HEAD_SHIFT: i32 = 24;
 
-/// A whole int8 `.nadir` file from float weights; `tiles` calibrate the scales, in the order of the encoder's bands.
+/// The most tiles that calibrate; the samples of more would fill the memory without moving a scale.
+pub const MAX_CALIBRATION_TILES: usize = 512;
+
+/// A whole int8 `.nadir` file from float weights; `tiles` calibrate the scales, in the order of the encoder's bands. Of more than
+/// [`MAX_CALIBRATION_TILES`] that many are used, evenly spaced.
 ///
 /// # Errors
 /// If the tiles do not have the encoder's shape.
@@ -42,8 +49,9 @@ pub fn convert(encoder: &Encoder, tiles: &Tiles) -> Result<Vec<u8>> {
         "calibration tiles have shape {:?}, the encoder takes [tiles, {bands}, {side}, {side}]",
         tiles.shape
     );
-    let reference = Reference::new(encoder);
-    let calibration = Calibration::of(&reference, tiles);
+    let used = tiles.len().min(MAX_CALIBRATION_TILES);
+    let picked: Vec<usize> = (0..used).map(|i| i * tiles.len() / used).collect();
+    let calibration = Calibration::of(&Reference::new(encoder), &tiles.pick(&picked));
     let mut conversion = Conversion { encoder, calibration, sections: Vec::new(), residual: 0.0 };
     conversion.stem();
     for stage in 0..STAGES {
@@ -78,7 +86,7 @@ struct Layer {
 impl Layer {
     /// `weight` is `[outputs, columns]`, already folded; `input` is the scale of the inputs.
     fn new(weight: &[f64], columns: usize, bias: &[f64], input: f64) -> Self {
-        let rows = quantize_rows(weight, columns);
+        let rows = quantize_rows(weight, columns, bias.iter().map(|b| b.abs() / (BIAS_MAX * input)));
         let scale: Vec<f64> = rows.scale.iter().map(|s| s * input).collect();
         Self { weight: rows.weight, bias: bias.iter().zip(&scale).map(|(b, s)| to_i32(b / s)).collect(), scale }
     }

@@ -8,12 +8,14 @@ pub struct Rows {
     pub scale: Vec<f64>,
 }
 
-/// Symmetric int8, one scale a row of `columns` values.
-pub fn quantize_rows(weight: &[f64], columns: usize) -> Rows {
+/// Symmetric int8, one scale a row of `columns` values; the scale of each row is at least its value in `least`.
+pub fn quantize_rows(weight: &[f64], columns: usize, least: impl IntoIterator<Item = f64>) -> Rows {
     let mut rows = Rows { weight: Vec::with_capacity(weight.len()), scale: Vec::new() };
-    for row in weight.chunks_exact(columns) {
+    for (row, least) in weight.chunks_exact(columns).zip(least) {
         let largest = row.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-        let scale = if largest > 0.0 { largest / 127.0 } else { 1.0 };
+        let scale = (largest / 127.0).max(least);
+        // A row of zeros must not widen the range of the multipliers, which share one shift.
+        let scale = if scale > 0.0 { scale } else { 1e-30 };
         rows.weight.extend(row.iter().map(|v| (v / scale).round() as i8));
         rows.scale.push(scale);
     }
@@ -128,6 +130,14 @@ mod tests {
         assert!(m[0] >= 1 << 30);
         assert_eq!(multipliers(&[0.0]), (vec![0], 1));
         assert!(multipliers(&[3e9]).1 >= 1);
+    }
+
+    #[test]
+    fn rows_keep_their_values_and_their_least_scale() {
+        let rows = quantize_rows(&[0.5, -1.27, 0.0, 0.0, 1e-12, 0.0], 2, [0.0, 0.0, 0.25]);
+        assert_eq!(rows.weight, [50, -127, 0, 0, 0, 0]);
+        assert!((rows.scale[0] - 0.01).abs() < 1e-15);
+        assert_eq!(rows.scale[1..], [1e-30, 0.25]);
     }
 
     #[test]

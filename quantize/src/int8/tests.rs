@@ -1,12 +1,11 @@
 //! The integer engine against the float64 reference.
 
-use nadir::model::{Architecture, Dtype, Model, StemPadding};
+use nadir::model::{Architecture, Model, StemPadding};
 use nadir_formats::AlignedBytes;
 
-use super::convert;
+use super::{Layer, MAX_CALIBRATION_TILES, convert};
 use crate::reference::Reference;
-use crate::testing::{Random, random_encoder, random_tiles};
-use crate::writer::{SectionData, write_model};
+use crate::testing::{random_encoder, random_tiles};
 
 /// Mean cosine between the integer embeddings of held-out tiles and the reference's.
 fn cosine(architecture: Architecture, bands: &[&str], seed: u64) -> f64 {
@@ -46,57 +45,31 @@ fn integers_follow_the_reference() {
     }
 }
 
-/// A model with right checksums and random weights in every section: an embedding comes out, and no arithmetic overflows (tests run
-/// with overflow checks).
+/// A channel that training left without weights still gives its bias, and accumulators stay within i32.
 #[test]
-fn hostile_weights_cannot_break_the_engine() {
-    let mut random = Random::new(3);
-    let architecture = Architecture { dims: [8, 8, 16, 24], ..Architecture::named("yocto", 32, 16).unwrap() };
-    let encoder = random_encoder(architecture, &["B2", "B3"], 1);
-    let bytes = AlignedBytes::copy_of(&convert(&encoder, &random_tiles(2, 2, 32, 1)).unwrap());
-    let honest = Model::parse(&bytes).unwrap();
-    let tile = random_tiles(1, 2, 32, 9);
-    for round in 0..60 {
-        let extreme = round % 3 == 0;
-        let sections: Vec<SectionData> = (0..honest.section_count())
-            .map(|i| {
-                let spec = honest.expected(i).unwrap();
-                let mut bits = || match random.below(3) {
-                    0 if extreme => i64::MIN,
-                    1 if extreme => i64::MAX,
-                    _ => random.bits() as i64,
-                };
-                // The shift keeps the extremes of i64 the extremes of the narrower type.
-                match (spec.name, spec.dtype) {
-                    ("constants", _) => SectionData::I32(hostile_constants(honest.section(i), &mut bits)),
-                    (_, Dtype::I8) => SectionData::I8((0..spec.elements).map(|_| (bits() >> 56) as i8).collect()),
-                    (_, Dtype::I16) => SectionData::I16((0..spec.elements).map(|_| (bits() >> 48) as i16).collect()),
-                    (_, Dtype::I32) => SectionData::I32((0..spec.elements).map(|_| (bits() >> 32) as i32).collect()),
-                    _ => SectionData::I64((0..spec.elements).map(|_| bits()).collect()),
-                }
-            })
-            .collect();
-        let bytes = AlignedBytes::copy_of(&write_model(honest.header(), &sections).unwrap());
-        let model = Model::parse(&bytes).unwrap();
-        let engine = nadir::encoder::Encoder::new(&model);
-        let mut arena = AlignedBytes::zeroed(engine.arena_bytes());
-        let mut embedding = [0.0f32; 24];
-        engine.embed(tile.tile(0), &mut arena, &mut embedding).unwrap();
-        assert!(embedding.iter().all(|v| v.is_finite()));
+fn channels_without_weights_keep_their_bias() {
+    let bias = [0.5, -0.5, 0.25, 0.0, 3.0];
+    let layer = Layer::new(&[1e-14, -1e-14, 0.0, 0.0, 0.5, 0.25, 0.0, 0.0, 1e-7, 0.0], 2, &bias, 0.01);
+    let output = 1e-4;
+    let (multiplier, shift) = layer.multipliers(output);
+    for (i, bias) in bias.into_iter().enumerate() {
+        assert!(layer.bias[i].abs() <= 1 << 29);
+        let got = f64::from(layer.bias[i]) * f64::from(multiplier[i]) * 2f64.powi(-shift) * output;
+        assert!((got - bias).abs() <= 1e-4 * bias.abs(), "channel {i}: {got} for {bias}");
     }
+    assert_eq!(layer.weight[4..6], [127, 64]);
 }
 
-/// Some constants changed as far as the parser lets them.
-fn hostile_constants(honest: &[i32], bits: &mut dyn FnMut() -> i64) -> Vec<i32> {
-    let mut constants = honest.to_vec();
-    for value in &mut constants {
-        if bits() & 1 == 0 {
-            // Shifts, exponents and high words: any small number that every range holds.
-            *value = match *value {
-                1..=30 => 1 + (bits() & 15) as i32,
-                v => v,
-            };
-        }
-    }
-    constants
+/// Of many tiles a part, spread over all of them, sets the scales.
+#[test]
+fn calibration_takes_tiles_from_everywhere() {
+    let named = Architecture::named("yocto", 16, 8).unwrap();
+    let architecture = Architecture { depths: [1; 4], dims: [2, 2, 3, 3], ..named };
+    let encoder = random_encoder(architecture, &["B4"], 1);
+    let tiles = random_tiles(MAX_CALIBRATION_TILES, 1, 16, 1);
+    // Each tile twice: every second of them are the tiles again.
+    let twice: Vec<usize> = (0..2 * tiles.len()).map(|i| i / 2).collect();
+    let model = convert(&encoder, &tiles).unwrap();
+    assert!(convert(&encoder, &tiles.pick(&twice)).unwrap() == model);
+    assert!(convert(&encoder, &random_tiles(9, 1, 16, 2)).unwrap() != model, "the tiles matter");
 }

@@ -1,6 +1,6 @@
 //! Cuts the caller's arena into typed, aligned parts.
 
-use bytemuck::{NoUninit, AnyBitPattern};
+use bytemuck::{AnyBitPattern, NoUninit};
 
 use super::{ARENA_ALIGNMENT, EmbedError};
 

@@ -57,18 +57,22 @@ impl Regions {
             channels: 4 * widest,
         }
     }
+
+    /// Bytes of all parts. Fits 32 bits for every valid architecture.
+    fn bytes(&self) -> usize {
+        Arena::padded::<u64>(self.channels)
+            + Arena::padded::<i32>(self.acc)
+            + Arena::padded::<i16>(self.map)
+            + Arena::padded::<i16>(self.values)
+            + Arena::padded::<i16>(self.channels)
+            + Arena::padded::<i8>(self.hidden)
+            + Arena::padded::<i8>(self.bytes)
+    }
 }
 
 /// Bytes of the arena.
 pub(crate) fn arena_bytes(model: &Model<'_>) -> usize {
-    let r = Regions::of(model.architecture(), model.bands().len());
-    Arena::padded::<u64>(r.channels)
-        + Arena::padded::<i32>(r.acc)
-        + Arena::padded::<i16>(r.map)
-        + Arena::padded::<i16>(r.values)
-        + Arena::padded::<i16>(r.channels)
-        + Arena::padded::<i8>(r.hidden)
-        + Arena::padded::<i8>(r.bytes)
+    Regions::of(model.architecture(), model.bands().len()).bytes()
 }
 
 /// The arena, cut up as [`Regions`] says.
@@ -351,5 +355,23 @@ fn head(model: &Model<'_>, buffers: &mut Buffers<'_>, out: &mut [f32]) {
         let product = i64::from(normalized).wrapping_mul(i64::from(head.gain[c]));
         let value = product.wrapping_add(head.offset[c]) >> head.shift;
         *out = f32::from(value.clamp(i64::from(i16::MIN), i64::from(i16::MAX)) as i16) * unit;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{MAX_BANDS, MAX_CHANNELS, MAX_TILE_SIZE};
+
+    /// On a 32-bit processor no size may wrap around.
+    #[test]
+    fn the_largest_arena_fits_32_bits() {
+        let named = Architecture::named("atto", MAX_TILE_SIZE as u16, 8).unwrap();
+        let largest = Architecture { dims: [MAX_CHANNELS as u16; STAGES], ..named };
+        largest.validate().unwrap();
+        let bytes = Regions::of(&largest, MAX_BANDS).bytes();
+        // Map (i16) and hidden map (i8, 4 times as wide) of 256 x 256 pixels, and less than a mebibyte besides.
+        let maps = 256 * 256 * 2816 * 6;
+        assert!(bytes > maps && bytes < maps + (1 << 20) && bytes <= i32::MAX as usize, "{bytes}");
     }
 }

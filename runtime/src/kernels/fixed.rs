@@ -64,7 +64,7 @@ pub struct LayerNorm {
     pub gain: u32,
     /// Power of two that goes with `gain`.
     pub exponent: i32,
-    /// At least 1.
+    /// Below 2^62; what it is added to counts as at least 1.
     pub epsilon: u64,
 }
 
