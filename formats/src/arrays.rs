@@ -27,6 +27,9 @@ impl Matrix {
     }
 
     /// Reads an f32 (or f64, rounded) `.npy` of shape `[rows, columns]`.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or holds another type or shape.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(io(path))?;
         let npy = open(path, &bytes)?;
@@ -44,13 +47,19 @@ impl Matrix {
         Ok(Self { rows, columns, data })
     }
 
-    /// Writes an f32 `.npy` of shape `[rows, columns]`.
+    /// Writes an f32 `.npy` of shape `[rows, columns]`, whole or not at all.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         write_npy(path, &[self.rows as u64, self.columns as u64], &self.data)
     }
 }
 
-/// Reads a one-dimensional `.npy` of any integer or boolean type: labels, or a split (0 train, 1 validation, 2 test).
+/// Reads a one-dimensional `.npy` of any integer type but u64, or of booleans: labels, or a split (0 train, 1 validation, 2 test).
+///
+/// # Errors
+/// If the file cannot be read, or holds another type or shape.
 pub fn read_integers(path: &Path) -> Result<Vec<i64>> {
     let bytes = std::fs::read(path).map_err(io(path))?;
     let npy = open(path, &bytes)?;
@@ -75,7 +84,10 @@ pub fn read_integers(path: &Path) -> Result<Vec<i64>> {
     })
 }
 
-/// Writes a one-dimensional i64 `.npy`.
+/// Writes a one-dimensional i64 `.npy`, whole or not at all.
+///
+/// # Errors
+/// If the file cannot be written.
 pub fn write_integers(path: &Path, values: &[i64]) -> Result<()> {
     write_npy(path, &[values.len() as u64], values)
 }

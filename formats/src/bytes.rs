@@ -31,6 +31,9 @@ impl AlignedBytes {
     }
 
     /// A whole file.
+    ///
+    /// # Errors
+    /// If it cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
         Ok(Self::copy_of(&std::fs::read(path).map_err(io(path))?))
     }
@@ -51,6 +54,9 @@ impl std::ops::DerefMut for AlignedBytes {
 }
 
 /// Writes `bytes` beside `path` and renames: a reader sees the old file or the whole new one, also after a crash or on a full disk.
+///
+/// # Errors
+/// If `path` is not a file's name, or the system refuses; then the old file, if any, is as it was.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let name = path
         .file_name()
@@ -88,6 +94,13 @@ mod tests {
         let path = dir.path().join("file");
         write_atomic(&path, b"old").unwrap();
         assert!(write_atomic(&dir.path().join("missing/file"), b"new").is_err());
+        // Something stands where the new bytes would be written first.
+        let beside = dir.path().join(format!("file.{}.part", std::process::id()));
+        std::fs::create_dir(&beside).unwrap();
+        let error = write_atomic(&path, b"new").unwrap_err().to_string();
+        assert!(error.contains("file: "), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        std::fs::remove_dir(&beside).unwrap();
         write_atomic(&path, b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);

@@ -16,9 +16,19 @@ use nadir_quantize::reference::{Blind, Reference};
 use nadir_quantize::{embed, float, int8};
 use rayon::prelude::*;
 
+/// What a newcomer types first.
+const EXAMPLE: &str = "\
+Example:
+  quantize convert --model yocto.safetensors --precision int8 --calibrate train.npy --out yocto.nadir
+  quantize compare --model yocto.nadir --float yocto.safetensors --tiles test.npy
+  quantize embed --model yocto.nadir --tiles test.npy --out embeddings.npy
+
+Tiles are .npy arrays [tiles, bands, height, width] of u8, u16 or f32, with the values that the sensor stores: the model knows how to
+normalise them. Errors are one line on standard error and exit code 2.";
+
 /// Turns a float encoder into one model file for the runtime, and shows what was lost.
 #[derive(Parser)]
-#[command(name = "quantize", version)]
+#[command(name = "quantize", version, after_help = EXAMPLE)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -31,7 +41,8 @@ enum Command {
         /// The float encoder, with its model card
         #[arg(long, value_name = "X.safetensors")]
         model: PathBuf,
-        /// Tiles that set the scales of an int8 model; not used for f32 and f16
+        /// Tiles [tiles, bands, height, width] that set the scales of an int8 model, best from the training data; at most 512 are used,
+        /// evenly spaced. Not used for f32 and f16
         #[arg(long, value_name = "TILES.npy")]
         calibrate: Option<PathBuf>,
         /// Form of the weights and of the arithmetic
@@ -43,7 +54,7 @@ enum Command {
         /// Bands of the calibration tiles in their order, if not the model's: B4,B3,B2
         #[arg(long, value_delimiter = ',')]
         bands: Option<Vec<String>>,
-        /// Name of the model, if not the card's
+        /// Name of the model (1 to 32 bytes), if not the card's
         #[arg(long)]
         name: Option<String>,
     },
@@ -257,9 +268,9 @@ fn read_tiles(path: &Path, present: Option<&[String]>, wanted: &[&str], side: us
 /// Finds out before the work, not after it, whether `out` can be written.
 fn writable(out: &Path) -> Result<()> {
     let mut probe = out.as_os_str().to_owned();
-    probe.push(".probe");
+    probe.push(format!(".{}.probe", std::process::id()));
     ensure!(!out.is_dir(), "{}: is a folder", out.display());
-    std::fs::File::create(&probe).with_context(|| format!("{}: cannot be written", out.display()))?;
+    std::fs::File::create_new(&probe).with_context(|| format!("{}: cannot be written", out.display()))?;
     std::fs::remove_file(&probe).with_context(|| format!("{}: cannot be written", out.display()))
 }
 

@@ -77,6 +77,7 @@ pub fn header(card: &ModelCard, precision: Precision) -> Result<Header<'_>> {
 /// # Errors
 /// If the header or a section is not what the format asks for.
 pub fn write_model(header: &Header<'_>, sections: &[SectionData]) -> Result<Vec<u8>> {
+    header.validate()?;
     let bytes = encode(header, sections)?;
     Model::parse(&AlignedBytes::copy_of(&bytes)).context("the model just written does not read back")?;
     Ok(bytes)

@@ -238,6 +238,76 @@ fn outputs_that_cannot_be_written_are_named() {
     assert_eq!(left.len(), 3, "nothing is left behind: {left:?}");
 }
 
+/// A file size limit in place of a full disk: both fail while the bytes are being written.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_old_file() {
+    let bench = Bench::new();
+    bench.good("convert --model m.safetensors --precision f32 --out old.nadir");
+    let old = std::fs::read(bench.path("old.nadir")).unwrap();
+    for arguments in [
+        "convert --model m.safetensors --precision f16 --out old.nadir",
+        "embed --model m.nadir --tiles t.npy --out e.npy",
+    ] {
+        let limited = format!("trap '' XFSZ; ulimit -f 1; exec \"$0\" {arguments}");
+        let output = Command::new("sh")
+            .current_dir(bench.folder.path())
+            .args(["-c", &limited, env!("CARGO_BIN_EXE_quantize")])
+            .output()
+            .unwrap();
+        let (text, out) = (String::from_utf8(output.stderr).unwrap(), arguments.rsplit(' ').next().unwrap());
+        assert_eq!(output.status.code(), Some(2), "{arguments}: {text}");
+        assert!(text.starts_with(&format!("quantize: {out}: ")) && text.trim_end().lines().count() == 1, "{text:?}");
+        assert!(output.stdout.is_empty());
+    }
+    assert!(std::fs::read(bench.path("old.nadir")).unwrap() == old);
+    assert_eq!(std::fs::read_dir(bench.folder.path()).unwrap().count(), 4, "nothing is left behind");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_standard_output_is_an_error() {
+    let bench = Bench::new();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_quantize"))
+        .current_dir(bench.folder.path())
+        .args(["inspect", "m.nadir"])
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().starts_with("quantize: standard output: "));
+}
+
+#[test]
+fn tiles_without_pixels_or_without_numbers() {
+    let bench = Bench::new();
+    let empty = Tiles { shape: [0, 3, 32, 32], pixels: Pixels::U8(Vec::new()) };
+    empty.write(&bench.path("empty.npy")).unwrap();
+    for arguments in [
+        "embed --model m.nadir --tiles empty.npy --out x.npy",
+        "compare --model m.nadir --float m.safetensors --tiles empty.npy",
+        "convert --model m.safetensors --precision int8 --calibrate empty.npy --out x.nadir",
+    ] {
+        bench.bad(arguments, &["empty.npy", "[0, 3, 32, 32]", "no pixel"]);
+    }
+    // Not a number is no data: a tile of nothing else is the mean everywhere, for every precision.
+    let floats = |value: f32| Tiles { shape: [1, 3, 32, 32], pixels: Pixels::F32(vec![value; 3 * 32 * 32]) };
+    floats(f32::NAN).write(&bench.path("nan.npy")).unwrap();
+    floats(90.0).write(&bench.path("mean.npy")).unwrap();
+    bench.good("convert --model m.safetensors --precision f16 --out h.nadir");
+    bench.good("convert --model m.safetensors --precision int8 --calibrate t.npy --out q.nadir");
+    for model in ["m.nadir", "h.nadir", "q.nadir"] {
+        for tiles in ["nan", "mean"] {
+            bench.good(&format!("embed --model {model} --tiles {tiles}.npy --out {tiles}-e.npy"));
+        }
+        let [nan, mean] = ["nan-e.npy", "mean-e.npy"].map(|e| Matrix::read(&bench.path(e)).unwrap());
+        assert!(nan == mean && nan.data.iter().all(|v| v.is_finite()), "{model}");
+    }
+    // Scales can be set even by tiles that hold nothing.
+    bench.good("convert --model m.safetensors --precision int8 --calibrate nan.npy --out nan.nadir");
+}
+
 #[test]
 fn wrong_usage_exits_with_2() {
     let bench = Bench::new();
