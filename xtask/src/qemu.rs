@@ -15,7 +15,7 @@ use nadir_formats::{AlignedBytes, Pixels, Tiles, read_integers, write_atomic};
 
 use crate::emulator::{self, Loaded, Transcript};
 pub use crate::firmware::Missing;
-use crate::firmware::{Board, Contents, build, check_target, contents, default_model, root};
+use crate::firmware::{Board, Contents, build, check_target, contents, default_model, print, root};
 
 /// Exit code where the emulator or the compiler's target is not installed.
 pub const EXIT_MISSING: u8 = 3;
@@ -183,7 +183,7 @@ impl Report {
 /// [`Missing`] if something has to be installed first; otherwise those of [`run`], or if any byte differs.
 pub fn main(arguments: &Arguments) -> Result<()> {
     let report = run(arguments)?;
-    print!("{}", report.text());
+    print(&report.text())?;
     ensure!(report.agrees(), "the device and this machine disagree");
     Ok(())
 }
@@ -225,8 +225,7 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
     }
     #[cfg(feature = "logs")]
     if arguments.log {
-        emulator::log_lines(&image.elf, &outcome.log)?.iter().for_each(|line| println!("{line}"));
-        println!();
+        print(&(emulator::log_lines(&image.elf, &outcome.log)?.join("\n") + "\n\n"))?;
     }
     let transcript = emulator::transcript(&mut outcome.link)?;
     if let Some((tile, part, reason)) = transcript.failures.first() {
