@@ -1,4 +1,7 @@
 //! The ConvNeXt V2 encoder with MMEarth's stem.
+//!
+//! Global Response Normalization takes its norms per sample, over the visible positions alone, in pretraining as in use.
+//! MMEarth's sparse pretraining takes them over all samples of a batch, which makes samples depend on each other.
 
 use std::collections::BTreeMap;
 
