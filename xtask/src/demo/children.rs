@@ -1,6 +1,6 @@
 //! The commands that the demo runs as child processes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -30,21 +30,26 @@ impl Program {
 pub struct Programs(PathBuf);
 
 impl Programs {
+    /// Builds the commands in release.
+    pub fn build() -> Result<Self> {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--release", "-p", "nadir-trainer", "-p", "nadir-quantize", "-p", "nadir-linux"]);
+        run(cargo.current_dir(root()))?;
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+        Self::in_folder(&target.join("release"))
+    }
+
+    /// The commands as they lie in `folder`.
+    pub fn in_folder(folder: &Path) -> Result<Self> {
+        Ok(Self(std::path::absolute(folder)?))
+    }
+
     /// A command that runs in the repository's root.
     pub fn command(&self, program: Program) -> Command {
         let mut command = Command::new(self.0.join(format!("{}{}", program.name(), std::env::consts::EXE_SUFFIX)));
         command.current_dir(root());
         command
     }
-}
-
-/// Builds the commands in release.
-pub fn build() -> Result<Programs> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--release", "-p", "nadir-trainer", "-p", "nadir-quantize", "-p", "nadir-linux"]);
-    run(cargo.current_dir(root()))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    Ok(Programs(std::path::absolute(target)?.join("release")))
 }
 
 fn name(command: &Command) -> String {

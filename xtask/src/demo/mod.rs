@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::firmware::{Missing, root};
 use crate::qemu;
 use baseline::{Kept, first_in_first_out, random};
-use children::{Program, build, number};
+use children::{Program, Programs, number};
 pub use summary::{Accuracy, Emulated, Fate, Summary};
 
 /// Values of a split file.
@@ -45,6 +45,9 @@ pub struct Arguments {
     /// The student to continue from; begun anew where there is no such file
     #[arg(long, default_value = "models/yocto-rgb.safetensors", value_name = "S.safetensors")]
     pub student: PathBuf,
+    /// Folder with `trainer`, `quantize` and `triage`, in place of building them
+    #[arg(long, value_name = "DIR")]
+    pub programs: Option<PathBuf>,
     /// Leave the emulated microcontroller out
     #[arg(long)]
     pub no_qemu: bool,
@@ -74,8 +77,13 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let out = root().join(&arguments.out);
     std::fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
-    println!("building the commands (the first time this takes minutes)");
-    let programs = build()?;
+    let programs = match &arguments.programs {
+        Some(folder) => Programs::in_folder(folder)?,
+        None => {
+            println!("building the commands (the first time this takes minutes)");
+            Programs::build()?
+        }
+    };
     let after_build = Instant::now();
     let summary = demo(arguments, &out, &programs)?;
     let seconds = (started.elapsed().as_secs_f64(), after_build.elapsed().as_secs_f64());
@@ -86,7 +94,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn demo(arguments: &Arguments, out: &Path, programs: &children::Programs) -> Result<Summary> {
+fn demo(arguments: &Arguments, out: &Path, programs: &Programs) -> Result<Summary> {
     let at = |name: &str| out.join(name);
     let samples = samples()?;
     let wanted = class_number(&samples.names, &arguments.wanted)?;
@@ -103,11 +111,13 @@ fn demo(arguments: &Arguments, out: &Path, programs: &children::Programs) -> Res
     clear(&run)?;
     let mut distil = programs.command(Program::Trainer);
     distil.arg("distill").arg("--teacher").arg(&teacher).arg("--tiles").arg(&all).arg("--split").arg(&split);
-    distil.args(["--use", "0", "--size", "yocto", "--name", "yocto-demo", "--batch", "50", "--flips"]);
+    distil.args(["--use", "0", "--name", "yocto-demo", "--batch", "50", "--flips"]);
     distil.args(["--seed", "1", "--data", "samples/eurosat-rgb", "--epochs", &arguments.epochs.to_string()]);
     if shipped.is_file() {
         // A student that has seen thousands of tiles must not be torn about by 200.
         distil.arg("--init").arg(&shipped).args(["--lr", "5e-5"]);
+    } else {
+        distil.args(["--size", "yocto"]);
     }
     children::run(distil.arg("--out").arg(&run))?;
     let student = run.join("encoder.safetensors");
