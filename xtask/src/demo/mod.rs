@@ -24,6 +24,8 @@ const TRAIN: i64 = 0;
 const TEST: i64 = 2;
 /// Draws of the random baseline.
 const DRAWS: usize = 1000;
+/// Neighbours that vote in the k-NN probe: few, as each class has but 20 labelled tiles.
+const NEIGHBOURS: &str = "5";
 /// Tiles that the emulated microcontroller embeds.
 const EMULATED_TILES: usize = 16;
 
@@ -149,7 +151,7 @@ fn demo(arguments: &Arguments, out: &Path, programs: &Programs) -> Result<Summar
     let probe = |embeddings: &Path| -> Result<Accuracy> {
         let mut probe = programs.command(Program::Trainer);
         probe.arg("probe").arg("--embeddings").arg(embeddings).arg("--labels").arg(&labels);
-        let found = children::json(probe.arg("--split").arg(&split).arg("--json"))?;
+        let found = children::json(probe.arg("--split").arg(&split).args(["--k", NEIGHBOURS, "--json"]))?;
         Accuracy::of(&found)
     };
     let (float, int8_accuracy) = (probe(&float_embeddings)?, probe(&int8_embeddings)?);

@@ -49,8 +49,8 @@ pub fn page(summary: &Summary, tiles: &Tiles, classes: &[i64], names: &[String],
     comparison(&mut html, s)?;
     budget(&mut html, s)?;
     html.push_str("</div>");
-    rungs(&mut html, s, tiles.tile_len())?;
     stream(&mut html, s, tiles, classes, names)?;
+    rungs(&mut html, s, tiles.tile_len())?;
     html.push_str("<h2>What the model knows</h2><div class=\"two\">");
     accuracy(&mut html, s)?;
     write!(
@@ -76,7 +76,7 @@ fn headline(html: &mut String, s: &Summary) -> std::fmt::Result {
     let times = s.ours.wanted as f64 / s.random.max(f64::MIN_POSITIVE);
     card(
         html,
-        "Wanted tiles kept in full",
+        "Wanted tiles kept",
         &s.ours.wanted.to_string(),
         &format!("of {}", s.ours.all_wanted),
         &format!("{times:.1} times a random choice; first in, first out keeps {}", s.fifo.wanted),
@@ -91,9 +91,9 @@ fn headline(html: &mut String, s: &Summary) -> std::fmt::Result {
     card(
         html,
         "Accuracy, int8",
-        &format!("{:.1}", 100.0 * s.int8.neighbours),
+        &format!("{:.1}", 100.0 * s.int8.logistic),
         "%",
-        &format!("k-NN over 10 classes; float {:.1} %", 100.0 * s.float.neighbours),
+        &format!("ten classes, logistic regression; float {:.1} %", 100.0 * s.float.logistic),
     )?;
     card(
         html,
@@ -105,12 +105,12 @@ fn headline(html: &mut String, s: &Summary) -> std::fmt::Result {
     match &s.emulated {
         Emulated::Ran { equal, embedded, instructions, ram, .. } => card(
             html,
-            "Same bits on a Cortex-M7",
+            "Equal on a Cortex-M7",
             &equal.to_string(),
             &format!("of {embedded}"),
             &format!("in QEMU; {:.0} M instructions a tile, {} KiB static RAM", instructions / 1e6, ram / 1024),
         )?,
-        Emulated::Skipped(why) => card(html, "Same bits on a Cortex-M7", "skipped", "", &escape(why))?,
+        Emulated::Skipped(why) => card(html, "Equal on a Cortex-M7", "skipped", "", &escape(why))?,
     }
     html.push_str("</section>");
     Ok(())
@@ -193,7 +193,11 @@ fn budget(html: &mut String, s: &Summary) -> std::fmt::Result {
     for (class, name, _) in RUNGS {
         let bytes = bytes_of(s, class);
         if bytes > 0 {
-            write!(html, "<span class=\"dot fate-{class}\"></span>{name} {} KiB &ensp; ", kib(bytes as f64))?;
+            write!(
+                html,
+                "<span class=\"item\"><span class=\"dot fate-{class}\"></span>{name} {} KiB</span> ",
+                kib(bytes as f64)
+            )?;
         }
     }
     html.push_str("</p></div>");
