@@ -277,7 +277,7 @@ fn accuracy(html: &mut String, s: &Summary) -> std::fmt::Result {
          <tr><td>k-NN</td><td>{}</td><td>{}</td><td>{:+.1}</td></tr>\
          <tr><td>logistic regression</td><td>{}</td><td>{}</td><td>{:+.1}</td></tr></table></div>\
          <p class=\"soft\" style=\"margin-top:.8rem\">Learned on {} labelled tiles, tested on {} from other 1-degree cells: \
-         so few that a figure is about 3 points wide on either side. Chance is 10 %.</p></div>",
+         so few that the standard error of a figure is about 3 points. Chance is 10 %.</p></div>",
         percent(s.float.neighbours),
         percent(s.int8.neighbours),
         100.0 * (s.int8.neighbours - s.float.neighbours),
