@@ -36,9 +36,8 @@ fn every_precision_follows_the_trainer() {
     for size in ["yocto", "zepto"] {
         let path = |name: &str| folder.path().join(format!("{size}-{name}.npy"));
         let float = embed("trainer", &format!("{size}-rgb.safetensors"), &path("float"));
-        let least = |matrix: &Matrix| {
-            rows.iter().map(|&i| cosine(matrix.row(i), float.row(i))).fold(f64::INFINITY, f64::min)
-        };
+        let least =
+            |matrix: &Matrix| rows.iter().map(|&i| cosine(matrix.row(i), float.row(i))).fold(f64::INFINITY, f64::min);
 
         let f32 = embed("quantize", &format!("{size}-rgb-f32.nadir"), &path("f32"));
         let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
