@@ -195,7 +195,8 @@ impl Encoder {
             .map(|(k, t)| Ok((k, TensorView::new(Dtype::F32, t.shape.clone(), &data[k])?)))
             .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
             .map_err(|e| invalid(path, e.to_string()))?;
-        let metadata = HashMap::from([(CARD_KEY.to_owned(), json), ("format".to_owned(), "pt".to_owned())]);
+        // One entry alone: several are written in an order that changes from run to run, and with it the file's bytes.
+        let metadata = HashMap::from([(CARD_KEY.to_owned(), json)]);
         let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| invalid(path, e.to_string()))?;
         write_atomic(path, &bytes)
     }

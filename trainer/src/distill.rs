@@ -47,16 +47,10 @@ pub struct Distillation<'a> {
 
 /// The teacher's embeddings, averaged over the first `views` (1 to 8) symmetries of each tile, each dimension brought to
 /// zero mean and unit variance over the tiles; a dimension that does not vary becomes 0.
-pub fn teacher_embeddings(
-    teacher: &Encoder,
-    tiles: &Tiles,
-    bands: &[BandCard],
-    views: u8,
-    batch: usize,
-) -> Result<Matrix> {
-    let mut mean = embed_tiles(teacher, tiles, bands, 0, batch, "teacher's embeddings")?;
+pub fn teacher_embeddings(teacher: &Encoder, tiles: &Tiles, bands: &[BandCard], views: u8) -> Result<Matrix> {
+    let mut mean = embed_tiles(teacher, tiles, bands, 0, "teacher's embeddings")?;
     for symmetry in 1..views {
-        let more = embed_tiles(teacher, tiles, bands, symmetry, batch, "teacher's embeddings")?;
+        let more = embed_tiles(teacher, tiles, bands, symmetry, "teacher's embeddings")?;
         mean.data.iter_mut().zip(&more.data).for_each(|(m, v)| *m += v);
     }
     standardise(&mut mean);
@@ -101,8 +95,8 @@ impl<'a> Distillation<'a> {
 
     /// Replaces the projection by the linear regression from the student's present embeddings to the teacher's, so that
     /// a trained student goes on from where it is.
-    pub fn fit_projection(&self, batch: usize) -> Result<()> {
-        let student = embed_tiles(self.student, self.tiles, self.bands, 0, batch, "student's embeddings")?;
+    pub fn fit_projection(&self) -> Result<()> {
+        let student = embed_tiles(self.student, self.tiles, self.bands, 0, "student's embeddings")?;
         let (weight, bias) = regression(&student, &self.teacher)?;
         self.params.set("projection.weight", &weight)?;
         self.params.set("projection.bias", &bias)?;

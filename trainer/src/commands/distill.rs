@@ -89,17 +89,17 @@ impl Distill {
         stop_on_signals()?;
 
         let batch = self.schedule.batch as usize;
-        let targets = teacher_embeddings(&teacher, &tiles, &card.bands, self.teacher_views, batch)?;
+        let targets = teacher_embeddings(&teacher, &tiles, &card.bands, self.teacher_views)?;
         let weights = Weights { feature: self.feature_weight, relation: self.relation_weight };
         let seed = self.schedule.seed;
         let distillation = Distillation::new(&student, &tiles, &card.bands, targets, weights, seed)?;
         if self.init.is_some() && !run.checkpoint_path().exists() {
-            distillation.fit_projection(batch)?;
+            distillation.fit_projection()?;
         }
         let mut sampler = Sampler::new(tiles.len(), batch, seed, self.schedule.flips);
         let outcome = train(&run, &self.schedule.schedule(), &mut sampler, &distillation)?;
         end(&run, outcome, || {
-            fit_norm(&student, &tiles, &card.bands, batch)?;
+            fit_norm(&student, &tiles, &card.bands)?;
             write_encoder(&run, &student, card.clone())
         })
     }

@@ -12,7 +12,7 @@ use crate::run::embed_tiles;
 
 /// Write the embeddings of tiles
 ///
-/// The output is a .npy of f32 [tiles, dimension]. A tile's embedding does not depend on the other tiles or on --batch.
+/// The output is a .npy of f32 [tiles, dimension]. A tile's embedding does not depend on the other tiles.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  trainer embed --model zepto.safetensors --tiles tiles.npy --out embeddings.npy")]
 pub struct Embed {
@@ -27,10 +27,6 @@ pub struct Embed {
     /// Names of the tiles' bands, in their order [default: the model's]
     #[arg(long, value_name = "NAMES")]
     bands: Option<String>,
-
-    /// Tiles computed at once
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
-    batch: u32,
 
     /// Where to write the embeddings
     #[arg(long, value_name = "E.npy")]
@@ -49,7 +45,7 @@ impl Embed {
         if empty > 0 {
             eprintln!("trainer: {empty} of {} tiles hold no data; they are embedded as the mean", tiles.len());
         }
-        let embeddings = embed_tiles(&encoder, &tiles, &card.bands, AS_IS, self.batch as usize, "embedding")?;
+        let embeddings = embed_tiles(&encoder, &tiles, &card.bands, AS_IS, "embedding")?;
         embeddings.write(&self.out)?;
         println!("{}: {} embeddings of {} dimensions", self.out.display(), embeddings.rows, embeddings.columns);
         Ok(())

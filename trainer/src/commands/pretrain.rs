@@ -129,7 +129,7 @@ impl Pretrain {
         let pretraining = Pretraining { model: &model, pretext: &pretext, seed: self.schedule.seed, device };
         let outcome = train(&run, &self.schedule.schedule(), &mut sampler, &pretraining)?;
         end(&run, outcome, || {
-            fit_norm(model.encoder(), pretext.tiles(), pretext.bands(), batch)?;
+            fit_norm(model.encoder(), pretext.tiles(), pretext.bands())?;
             write_encoder(&run, model.encoder(), card)
         })
     }

@@ -84,10 +84,7 @@ impl Logistic {
     }
 
     fn scores(&self, weights: &[f64], row: &[f64]) -> Vec<f64> {
-        weights
-            .chunks_exact(self.dimension + 1)
-            .map(|w| w[self.dimension] + row.iter().zip(w).map(|(a, b)| a * b).sum::<f64>())
-            .collect()
+        weights.chunks_exact(self.dimension + 1).map(|w| w[self.dimension] + dot(row, w)).collect()
     }
 
     /// Mean cross entropy plus penalty, and its gradient.
@@ -188,8 +185,16 @@ fn descent(gradient: &[f64], pairs: &VecDeque<(Vec<f64>, Vec<f64>, f64)>) -> Vec
     q
 }
 
+/// The scalar product over the shorter length, in eight partial sums, which a processor can form at once.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(x, y)| x * y).sum()
+    let length = a.len().min(b.len());
+    let (a, b) = (a[..length].chunks_exact(8), b[..length].chunks_exact(8));
+    let rest: f64 = a.remainder().iter().zip(b.remainder()).map(|(x, y)| x * y).sum();
+    let mut lanes = [0.0; 8];
+    for (x, y) in a.zip(b) {
+        (0..8).for_each(|i| lanes[i] += x[i] * y[i]);
+    }
+    lanes.iter().sum::<f64>() + rest
 }
 
 fn largest(values: &[f64]) -> f64 {

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use nadir_formats::{BandCard, Matrix, Tiles};
+use rayon::prelude::*;
 
 use super::Progress;
 use crate::data::{AS_IS, Symmetry, input};
@@ -12,16 +13,18 @@ pub fn made_by() -> String {
     format!("nadir trainer {}", env!("CARGO_PKG_VERSION"))
 }
 
-/// The embeddings of `tiles` under `symmetry`, `batch` tiles at a time; `[tiles, d]`.
+/// Tiles between two reports of progress, and the batch on a GPU.
+const CHUNK: usize = 64;
+
+/// The embeddings of `tiles` under `symmetry`, `[tiles, d]`.
 ///
-/// The last batch is filled up, so that every product has the same shape and a tile's embedding does not depend on how
-/// many tiles there are.
+/// On the CPU each tile passes through the encoder alone, several at once on as many cores: in a batch, how matrix
+/// products are cut would change the last digits of an embedding with the number of tiles beside it.
 pub fn embed_tiles(
     encoder: &Encoder,
     tiles: &Tiles,
     bands: &[BandCard],
     symmetry: Symmetry,
-    batch: usize,
     what: &str,
 ) -> Result<Matrix> {
     // Without trainable weights no graph is kept.
@@ -30,14 +33,18 @@ pub fn embed_tiles(
     let columns = encoder.architecture().embedding_dimension();
     let mut data = Vec::with_capacity(tiles.len() * columns);
     let mut progress = Progress::new(what, "tiles", 0, tiles.len() as u64);
-    for start in (0..tiles.len()).step_by(batch) {
-        let last = tiles.len() - 1;
-        let draws: Vec<_> = (start..start + batch).map(|i| (i.min(last), symmetry)).collect();
-        let embeddings = encoder.embed(&input(tiles, bands, &draws, device)?)?;
-        let values: Vec<f32> = embeddings.flatten_all()?.to_vec1()?;
-        let wanted = batch.min(tiles.len() - start);
-        data.extend_from_slice(&values[..wanted * columns]);
-        progress.at((start + wanted) as u64, "");
+    let embed = |draws: &[(usize, Symmetry)]| -> Result<Vec<f32>> {
+        Ok(encoder.embed(&input(tiles, bands, draws, device)?)?.flatten_all()?.to_vec1()?)
+    };
+    let all: Vec<_> = (0..tiles.len()).map(|i| (i, symmetry)).collect();
+    for draws in all.chunks(CHUNK) {
+        if device.is_cpu() {
+            let each = draws.par_chunks(1).map(embed).collect::<Result<Vec<_>>>()?;
+            data.extend(each.into_iter().flatten());
+        } else {
+            data.extend(embed(draws)?);
+        }
+        progress.at((data.len() / columns) as u64, "");
     }
     ensure!(data.iter().all(|v| v.is_finite()), "the encoder gives embeddings that are not finite");
     Ok(Matrix { rows: tiles.len(), columns, data })
@@ -47,11 +54,11 @@ pub fn embed_tiles(
 /// mean and unit variance: a diagonal standardisation, which cosine similarity, signs and linear probes gain from.
 ///
 /// A dimension that does not vary keeps weight 1.
-pub fn fit_norm(encoder: &Encoder, tiles: &Tiles, bands: &[BandCard], batch: usize) -> Result<()> {
+pub fn fit_norm(encoder: &Encoder, tiles: &Tiles, bands: &[BandCard]) -> Result<()> {
     let d = encoder.architecture().embedding_dimension();
     encoder.params().set("norm.weight", &vec![1.0; d])?;
     encoder.params().set("norm.bias", &vec![0.0; d])?;
-    let embeddings = embed_tiles(encoder, tiles, bands, AS_IS, batch, "fitting the final norm")?;
+    let embeddings = embed_tiles(encoder, tiles, bands, AS_IS, "fitting the final norm")?;
     let (mean, std) = column_statistics(&embeddings);
     let weight: Vec<f32> = std.iter().map(|s| if *s > 1e-6 { (1.0 / s) as f32 } else { 1.0 }).collect();
     let bias: Vec<f32> = mean.iter().zip(&weight).map(|(m, w)| (-m * f64::from(*w)) as f32).collect();
