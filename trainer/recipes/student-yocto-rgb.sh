@@ -4,7 +4,7 @@
 #   trainer/recipes/student-yocto-rgb.sh DATA TEACHER OUT [--resume]
 #
 # DATA is the folder that tools/prepare_eurosat.py writes, TEACHER the teacher's .safetensors, OUT the run folder.
-# About 480 tiles a second on two cores: 8 minutes. EPOCHS (default 24) sets the length.
+# EPOCHS (default 24) sets the length.
 set -euo pipefail
 data=${1:?folder of the unpacked EuroSAT} teacher=${2:?teacher.safetensors} out=${3:?run folder}
 shift 3

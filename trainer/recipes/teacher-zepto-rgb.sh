@@ -4,7 +4,7 @@
 #   trainer/recipes/teacher-zepto-rgb.sh DATA OUT [--resume]
 #
 # DATA is the folder that tools/prepare_eurosat.py writes, OUT the run folder. The rows of the spatial split's training and
-# validation part are used; the test part stays unseen. About 110 tiles a second on two shared cores: 35 minutes.
+# validation part are used; the test part stays unseen.
 set -euo pipefail
 data=${1:?folder of the unpacked EuroSAT} out=${2:?run folder}
 shift 2

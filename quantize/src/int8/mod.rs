@@ -11,7 +11,9 @@ mod calibration;
 mod scale;
 
 use anyhow::{Result, ensure};
-use nadir::model::int8_layout::{INPUT_FRACTION_BITS, RESIDUAL_GAIN_BITS, STEM_NORM_FRACTION_BITS, VALUE_GAIN_BITS};
+use nadir::model::int8_layout::{
+    INPUT_FRACTION_BITS, NORM_BITS, POOL_BITS, RESIDUAL_GAIN_BITS, STEM_NORM_FRACTION_BITS, VALUE_GAIN_BITS,
+};
 use nadir::model::{Precision, STAGES};
 use nadir_formats::{Encoder, Tiles};
 
@@ -27,9 +29,6 @@ const HEADROOM: f64 = 1.5;
 const BIAS_MAX: f64 = (1u32 << 29) as f64;
 /// Largest i16.
 const I16_MAX: f64 = 32767.0;
-/// Bits of the pooled mean below a unit of the residual, and of a GRN norm.
-const POOL_BITS: i32 = 4;
-const NORM_BITS: i32 = 8;
 /// Power of two of the head's gain.
 const HEAD_SHIFT: i32 = 24;
 
@@ -245,7 +244,8 @@ impl Conversion<'_> {
         let grn_shift = ((I16_MAX / 2.0 / largest).log2().floor() as i32).clamp(1, 30);
         let grn_gain: Vec<f64> = real.iter().map(|r| r * 2f64.powi(grn_shift)).collect();
         let grn_slope = grn_gain.iter().zip(&gamma).map(|(r, g)| to_i32(r * g)).collect();
-        let grn_epsilon = wide(wide_channels as f64 * f64::from(arch.grn_eps) / activation * 2f64.powi(NORM_BITS));
+        let grn_epsilon =
+            wide(wide_channels as f64 * f64::from(arch.grn_eps) / activation * 2f64.powi(NORM_BITS as i32));
         for row in weight.chunks_exact_mut(wide_channels) {
             row.iter_mut().zip(&balance).for_each(|(w, b)| *w *= b);
         }
@@ -272,7 +272,7 @@ impl Conversion<'_> {
     fn head(&mut self) {
         let arch = self.encoder.card.architecture;
         let channels = arch.embedding_dimension() as f64;
-        let unit = self.residual * 2f64.powi(-POOL_BITS);
+        let unit = self.residual * 2f64.powi(-(POOL_BITS as i32));
         let epsilon = wide((channels / unit).powi(2) * f64::from(arch.ln_eps));
         let largest = self.calibration.at(Tap::Embedding).largest.max(1e-3);
         let bits = ((I16_MAX / HEADROOM / largest).log2().floor() as i32).clamp(0, 14);

@@ -11,16 +11,12 @@ use crate::Tile;
 use crate::kernels::fixed::*;
 use crate::kernels::int8::{Int8Kernels, Run, SCALAR};
 use crate::model::int8_layout::{
-    Block, Downsample, Head, INPUT_FRACTION_BITS, RESIDUAL_GAIN_BITS, Stem, VALUE_GAIN_BITS,
+    Block, Downsample, Head, INPUT_FRACTION_BITS, NORM_BITS, POOL_BITS, RESIDUAL_GAIN_BITS, Stem, VALUE_GAIN_BITS,
 };
 use crate::model::{Architecture, Model, STAGES};
 
 /// Pixels that share one pass over a layer's weights.
 const PIXELS: usize = 4;
-/// Fractional bits of the pooled mean on its way into the final LayerNorm.
-const POOL_BITS: u32 = 4;
-/// Fractional bits of a GRN norm.
-const NORM_BITS: u32 = 8;
 /// Fractional bits of a GRN norm's ratio to the mean norm.
 const RATIO_BITS: u32 = 16;
 

@@ -15,6 +15,10 @@ pub const STEM_NORM_FRACTION_BITS: u32 = 10;
 pub const VALUE_GAIN_BITS: u32 = 20;
 /// Power of two of `stem gain` and `stem offset`.
 pub const RESIDUAL_GAIN_BITS: u32 = 14;
+/// Fractional bits of the pooled mean on its way into the final LayerNorm.
+pub const POOL_BITS: u32 = 4;
+/// Fractional bits of a GRN norm.
+pub const NORM_BITS: u32 = 8;
 /// Entries of a GELU table.
 pub const TABLE: usize = 256;
 
