@@ -23,8 +23,13 @@ fn sat16(x: Int) -> Int {
     x.clamp(-32768, 32767)
 }
 
-fn rescale(a: Int, m: Int, s: Int) -> Int {
-    ((a * m + (1 << (s - 1))) >> s).clamp(i32::MIN.into(), i32::MAX.into())
+fn requantize(a: Int, m: Int, s: Int) -> Int {
+    (sat16(a >> s) * m + (1 << 14)) >> 15
+}
+
+/// Channel counts as they are stored.
+fn stored(channels: usize) -> usize {
+    channels.div_ceil(8) * 8
 }
 
 fn isqrt(x: Int) -> Int {
@@ -32,20 +37,24 @@ fn isqrt(x: Int) -> Int {
 }
 
 /// Two words, low first.
-fn wide(low: Int, high: Int) -> Int {
+fn wide_word(low: Int, high: Int) -> Int {
     (low & 0xffff_ffff) + (high << 32)
 }
 
-/// Section 3: gain, exponent, epsilon low, epsilon high.
-fn layer_norm(x: &[Int], constants: &[Int]) -> Vec<Int> {
+/// `v >> t`, to the left for a negative `t`.
+fn shifted(v: Int, t: Int) -> Int {
+    if t < 0 { v << -t } else { v >> t }
+}
+
+/// Section 3: gain, exponent, epsilon low, epsilon high; `c` channels count.
+fn layer_norm(x: &[Int], c: usize, constants: &[Int]) -> Vec<Int> {
     let &[g, e, low, high] = constants else { panic!("four constants") };
-    let c = x.len() as Int;
+    let c = c as Int;
     let sum: Int = x.iter().sum();
     let squares: Int = x.iter().map(|x| x * x).sum();
-    let v = (c * squares - sum * sum + wide(low, high)).max(1);
-    let shifted = |t: Int| if t < 0 { v << -t } else { v >> t };
-    let t = (-62..=62).step_by(2).find(|&t| (1 << 30..1 << 32).contains(&shifted(t))).unwrap();
-    let r = isqrt(shifted(t));
+    let v = (c * squares - sum * sum + wide_word(low, high)).max(1);
+    let t = (-62..=62).step_by(2).find(|&t| (1 << 30..1 << 32).contains(&shifted(v, t))).unwrap();
+    let r = isqrt(shifted(v, t));
     assert!((1 << 15..1 << 16).contains(&r));
     let a = (g + r / 2) / r;
     let n = (e + t / 2).clamp(1, 30);
@@ -99,10 +108,11 @@ fn wrap(acc: Int) -> Int {
     acc as i32 as Int
 }
 
-/// Weights `[output, input]`.
-fn dense(x: &[Int], weight: &[Int], bias: &[Int]) -> Vec<Int> {
-    let dot = |row: &[Int]| row.iter().zip(x).map(|(w, x)| w * x).sum::<Int>();
-    weight.chunks_exact(x.len()).zip(bias).map(|(row, b)| wrap(b + dot(row))).collect()
+/// Weights in panels of sixteen outputs and groups of four inputs; as many outputs as `outputs`.
+fn dense(x: &[Int], weight: &[Int], bias: &[Int], outputs: usize) -> Vec<Int> {
+    let at = |o: usize, i: usize| (o / 16 * x.len() / 4 + i / 4) * 64 + o % 16 * 4 + i % 4;
+    let dot = |o: usize| x.iter().enumerate().map(|(i, x)| weight[at(o, i)] * x).sum::<Int>();
+    (0..outputs).map(|o| wrap(bias[o] + dot(o))).collect()
 }
 
 /// Weights `[tap, channel]` over a window of as many taps.
@@ -113,7 +123,7 @@ fn depthwise(window: &[Int], weight: &[Int], bias: &[Int]) -> Vec<Int> {
 }
 
 fn scaled(acc: &[Int], multiplier: &[Int], shift: Int) -> Vec<Int> {
-    acc.iter().zip(multiplier).map(|(&a, &m)| rescale(a, m, shift)).collect()
+    acc.iter().zip(multiplier).map(|(&a, &m)| requantize(a, m, shift)).collect()
 }
 
 fn each(x: Vec<Int>, f: impl Fn(Int) -> Int) -> Vec<Int> {
@@ -176,68 +186,86 @@ impl<'m> Text<'m> {
             StemPadding::None => (0, k / 2),
         };
         let side = input.side + 2 * first as usize - 2;
-        let affine = |z: Vec<Int>, gain: &[Int], offset: &[Int], bits: u32| -> Vec<Int> {
-            z.iter().enumerate().map(|(c, z)| (z * gain[c] + offset[c]) >> bits).collect()
+        let affine = |z: Vec<Int>, gain: &[Int], offset: &[Int], shift: Int| -> Vec<Int> {
+            z.iter().enumerate().map(|(c, z)| sat16(wrap(z * gain[c] + offset[c]) >> shift)).collect()
         };
-        let activation = Map::new(side, d, |y, x| {
+        let sat14 = |v: Int| v.clamp(-8192, 8191);
+        let activation = Map::new(side, stored(d), |y, x| {
             let window = input.window(y - first, x - first, 3);
-            let acc = dense(&window, get("initial convolution weight"), get("initial convolution bias"));
-            let y = each(scaled(&acc, get("initial convolution multiplier"), constants[1]), sat16);
-            let z = each(layer_norm(&y, &constants[2..6]), sat16);
-            let index = affine(z, get("initial norm gain"), get("initial norm offset"), 20);
+            // Each row of the window is filled up to a multiple of four; what stands there meets weights of any value, so that the
+            // text has to say what it is: the values that follow in the padded row.
+            let segment = (3 * input.channels).div_ceil(4) * 4;
+            let mut filled = Vec::new();
+            for row in 0..3 {
+                filled.extend(&window[row * 3 * input.channels..][..3 * input.channels]);
+                let mut after = (x - first + 3..x - first + 7).flat_map(|x| input.at(y - first + row as isize, x));
+                filled.extend(after.by_ref().take(segment - 3 * input.channels));
+            }
+            let acc = dense(&filled, get("initial convolution weight"), get("initial convolution bias"), stored(d));
+            let y = scaled(&acc, get("initial convolution multiplier"), constants[1]);
+            let z = each(layer_norm(&y, d, &constants[2..6]), sat14);
+            let index = affine(z, get("initial norm gain"), get("initial norm offset"), constants[6]);
             each(index, |i| get("GELU table")[(sat8(i) + 128) as usize])
         });
         let grid = (side + 2 * second as usize - k as usize) / k as usize + 1;
-        Map::new(grid, d, |y, x| {
+        Map::new(grid, stored(d), |y, x| {
             let window = activation.window(y * k - second, x * k - second, k);
             let acc = depthwise(&window, get("stem weight"), get("stem bias"));
-            let y = each(scaled(&acc, get("stem multiplier"), constants[6]), sat16);
-            let z = each(layer_norm(&y, &constants[7..11]), sat16);
-            each(affine(z, get("stem norm gain"), get("stem norm offset"), 14), sat16)
+            let y = scaled(&acc, get("stem multiplier"), constants[7]);
+            let z = each(layer_norm(&y, d, &constants[8..12]), sat14);
+            affine(z, get("stem norm gain"), get("stem norm offset"), constants[12])
         })
     }
 
-    /// Section 5.
-    fn block(&self, place: &str, x: &Map) -> Map {
+    /// Section 5; `channels` count.
+    fn block(&self, place: &str, x: &Map, channels: usize) -> Map {
         let get = |name| self.get(place, name);
         let k = get("constants");
-        let hidden = Map::new(x.side, 4 * x.channels, |row, column| {
+        let wide = 4 * x.channels;
+        let hidden = Map::new(x.side, wide, |row, column| {
             let window = x.window(row - 3, column - 3, 7);
             let acc = depthwise(&window, get("depthwise weight"), get("depthwise bias"));
-            let y = each(scaled(&acc, get("depthwise multiplier"), k[0]), sat16);
-            let z = each(layer_norm(&y, &k[1..5]), sat8);
-            let acc = dense(&z, get("pointwise 1 weight"), get("pointwise 1 bias"));
+            let y = scaled(&acc, get("depthwise multiplier"), k[0]);
+            let z = each(layer_norm(&y, channels, &k[1..5]), sat8);
+            let acc = dense(&z, get("pointwise 1 weight"), get("pointwise 1 bias"), wide);
             let index = scaled(&acc, get("pointwise 1 multiplier"), k[5]);
             each(index, |i| get("GELU table")[(sat8(i + k[6]) + 128) as usize])
         });
-        let mut squares = vec![0; hidden.channels];
+        let mut squares = vec![0; wide];
         hidden.pixels().for_each(|pixel| squares.iter_mut().zip(pixel).for_each(|(s, h)| *s += h * h));
-        let norms = each(squares, |s| isqrt(s << 16));
-        let total = (norms.iter().sum::<Int>() + wide(k[7], k[8])).max(1);
+        let norm = |s: Int| {
+            let t = (-62..=62).step_by(2).find(|&t| (1 << 30..1 << 32).contains(&shifted(s.max(1), t))).unwrap();
+            shifted(isqrt(shifted(s, t)) << 8, -t / 2)
+        };
+        let norms = each(squares, norm);
+        let total = (norms.iter().sum::<Int>() + wide_word(k[7], k[8])).max(1);
+        let up = (-62..=62).find(|&t| (1 << 31..1 << 32).contains(&shifted(total, t))).unwrap();
+        let reciprocal = ((1 << 63) - 1) / shifted(total, up);
         let (gain, slope) = (get("GRN gain"), get("GRN slope"));
         let multiplier = |c: usize| {
-            let ratio = norms[c] * ((hidden.channels as Int) << 16) / total;
+            let share = (shifted(norms[c], up) * reciprocal) >> 31;
+            let ratio = (share * 4 * channels as Int) >> 16;
             (gain[c] + ((slope[c] * ratio + (1 << 15)) >> 16)).clamp(-32767, 32767)
         };
-        let multipliers: Vec<Int> = (0..hidden.channels).map(multiplier).collect();
-        let f = k[9];
+        let multipliers: Vec<Int> = (0..wide).map(multiplier).collect();
         let update = hidden.map(|h| {
-            let p = h.iter().zip(&multipliers).map(|(h, m)| sat8((h * m + (1 << (f - 1))) >> f)).collect::<Vec<_>>();
-            let acc = dense(&p, get("pointwise 2 weight"), get("pointwise 2 bias"));
-            scaled(&acc, get("pointwise 2 multiplier"), k[10])
+            let p = h.iter().zip(&multipliers).map(|(h, m)| sat8((h * m + (1 << 14)) >> 15)).collect::<Vec<_>>();
+            let acc = dense(&p, get("pointwise 2 weight"), get("pointwise 2 bias"), x.channels);
+            scaled(&acc, get("pointwise 2 multiplier"), k[9])
         });
         let values = x.values.iter().zip(&update.values).map(|(x, u)| sat16(x + u)).collect();
         Map { values, ..*x }
     }
 
-    /// Section 6.
-    fn downsample(&self, place: &str, x: &Map, channels: usize) -> Map {
+    /// Section 6; `before` channels count.
+    fn downsample(&self, place: &str, x: &Map, before: usize, channels: usize) -> Map {
         let get = |name| self.get(place, name);
         let k = get("constants");
-        let normalised = x.map(|pixel| each(layer_norm(pixel, &k[..4]), sat8));
-        Map::new(x.side / 2, channels, |y, x| {
-            let acc = dense(&normalised.window(2 * y, 2 * x, 2), get("convolution weight"), get("convolution bias"));
-            each(scaled(&acc, get("convolution multiplier"), k[4]), sat16)
+        let normalised = x.map(|pixel| each(layer_norm(pixel, before, &k[..4]), sat8));
+        Map::new(x.side / 2, stored(channels), |y, x| {
+            let window = normalised.window(2 * y, 2 * x, 2);
+            let acc = dense(&window, get("convolution weight"), get("convolution bias"), stored(channels));
+            scaled(&acc, get("convolution multiplier"), k[4])
         })
     }
 
@@ -250,9 +278,10 @@ impl<'m> Text<'m> {
             let sum: Int = x.pixels().map(|pixel| pixel[channel]).sum();
             (16 * sum + area / 2).div_euclid(area)
         };
-        let p: Vec<Int> = (0..x.channels).map(mean).collect();
+        let c = c.min(self.model.embedding_dimension() as Int);
+        let p: Vec<Int> = (0..c as usize).map(mean).collect();
         let sum: Int = p.iter().sum();
-        let v = (c * p.iter().map(|p| p * p).sum::<Int>() - sum * sum + wide(low, high)).max(1);
+        let v = (c * p.iter().map(|p| p * p).sum::<Int>() - sum * sum + wide_word(low, high)).max(1);
         let t = (0..64).step_by(2).rev().find(|&t| v << t < 1 << 64).unwrap();
         let r = isqrt(v << t);
         let value = |(i, p): (usize, &Int)| {
@@ -269,10 +298,11 @@ impl<'m> Text<'m> {
         let mut x = self.stem(&self.input(tile));
         for stage in 0..STAGES {
             if stage > 0 {
-                x = self.downsample(&format!("downsample {stage}"), &x, arch.dims[stage].into());
+                let (before, channels) = (arch.dims[stage - 1].into(), arch.dims[stage].into());
+                x = self.downsample(&format!("downsample {stage}"), &x, before, channels);
             }
             for block in 0..arch.depths[stage] {
-                x = self.block(&format!("block {stage}.{block}"), &x);
+                x = self.block(&format!("block {stage}.{block}"), &x, arch.dims[stage].into());
             }
         }
         self.head(&x)
@@ -342,14 +372,15 @@ fn hostile_base() -> (Encoder, Tiles) {
 
 /// Section 8's limits of the constants of a unit, in order.
 fn limits(place: Place) -> Vec<(i32, i32)> {
-    const SHIFT: (i32, i32) = (1, 62);
+    const SHIFT: (i32, i32) = (0, 31);
+    const WIDE_SHIFT: (i32, i32) = (1, 62);
     const WIDE: [(i32, i32); 2] = [(i32::MIN, i32::MAX), (0, (1 << 30) - 1)];
     let norm = [&[(1 << 28, (1 << 29) - 1), (-64, 64)][..], &WIDE].concat();
     match place {
-        Place::Stem => [&[SHIFT, SHIFT][..], &norm, &[SHIFT], &norm].concat(),
+        Place::Stem => [&[WIDE_SHIFT, SHIFT][..], &norm, &[SHIFT, SHIFT], &norm, &[SHIFT]].concat(),
         Place::Downsample { .. } => [&norm[..], &[SHIFT]].concat(),
-        Place::Block { .. } => [&[SHIFT][..], &norm, &[SHIFT, (-128, 127)], &WIDE, &[(1, 30), SHIFT]].concat(),
-        Place::Head => [&WIDE[..], &[SHIFT, (0, 24)]].concat(),
+        Place::Block { .. } => [&[SHIFT][..], &norm, &[SHIFT, (-128, 127)], &WIDE, &[SHIFT]].concat(),
+        Place::Head => [&WIDE[..], &[WIDE_SHIFT, (0, 24)]].concat(),
     }
 }
 
@@ -401,7 +432,10 @@ fn hostile_weights_cannot_break_the_engine() {
                 // Half of the rounds keep the weights, so that not everything saturates at once.
                 _ if round % 2 == 1 && spec.dtype == Dtype::I8 => {}
                 SectionData::I8(values) => values.iter_mut().for_each(|v| *v = (bits() >> 56) as i8),
-                SectionData::I16(values) => values.iter_mut().for_each(|v| *v = (bits() >> 48) as i16),
+                SectionData::I16(values) if spec.name == "GELU table" => {
+                    values.iter_mut().for_each(|v| *v = ((bits() >> 48) as i16).clamp(-4095, 4095));
+                }
+                SectionData::I16(values) => values.iter_mut().for_each(|v| *v = (bits() >> 49) as i16 & i16::MAX),
                 SectionData::I32(values) => values.iter_mut().for_each(|v| *v = (bits() >> 32) as i32),
                 SectionData::I64(values) => values.iter_mut().for_each(|v| *v = bits()),
                 SectionData::F32(_) | SectionData::F16(_) => unreachable!("an int8 model"),

@@ -19,8 +19,10 @@
 //!
 //! ## int8 models
 //!
-//! One layout serves every step; it stands in `encoder/int8.rs`. The largest architecture that the limits allow needs 1.1e9 bytes, so
-//! that its sizes fit 32 bits; those of the float layouts need not, and saturate.
+//! [`int8`] has them. The largest architecture that the limits allow needs 1.1e9 bytes, so that its sizes fit 32 bits; those of the float
+//! layouts need not, and saturate.
+
+pub mod int8;
 
 use crate::model::float_layout::PANEL;
 use crate::model::{Architecture, STAGES};

@@ -79,6 +79,7 @@ impl Observer for Calibration {
                     | BlockTap::Hidden
                     | BlockTap::GrnNorm
                     | BlockTap::GrnOutput
+                    | BlockTap::Pointwise2
                     | BlockTap::Output
             ),
             Tap::Input | Tap::InitialActivation | Tap::Pooled => false,

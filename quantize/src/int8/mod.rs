@@ -12,7 +12,7 @@ mod scale;
 
 use anyhow::{Result, ensure};
 use nadir::model::int8_layout::{
-    INPUT_FRACTION_BITS, NORM_BITS, POOL_BITS, RESIDUAL_GAIN_BITS, STEM_NORM_FRACTION_BITS, VALUE_GAIN_BITS,
+    INPUT_FRACTION_BITS, NORM_BITS, POOL_BITS, STEM_NORM_FRACTION_BITS, initial_segment, panels, stored,
 };
 use nadir::model::{Precision, STAGES};
 use nadir_formats::{Encoder, Tiles};
@@ -29,6 +29,8 @@ const HEADROOM: f64 = 1.5;
 const BIAS_MAX: f64 = (1u32 << 29) as f64;
 /// Largest i16.
 const I16_MAX: f64 = 32767.0;
+/// Largest multiplier to a GELU index: an eighth of the index's unit is lost at most where it is reached.
+const INDEX_MULTIPLIER: f64 = 8192.0;
 /// Power of two of the head's gain.
 const HEAD_SHIFT: i32 = 24;
 
@@ -74,25 +76,62 @@ struct Conversion<'a> {
     residual: f64,
 }
 
-/// A matrix product or convolution, quantized.
+/// A matrix product or convolution, quantized: `value = round((acc >> shift) * multiplier / 2^15)`.
 struct Layer {
+    /// `[outputs, columns]`.
     weight: Vec<i8>,
+    /// With half a unit of the shifted accumulator, which rounds down.
     bias: Vec<i32>,
-    /// Scale of the accumulators, one an output.
-    scale: Vec<f64>,
+    multiplier: Vec<i16>,
+    shift: i32,
+}
+
+/// The scales on both sides of a layer, and the largest output seen of each channel.
+struct Ends<'a> {
+    input: f64,
+    output: f64,
+    /// Larger multipliers are more exact in themselves and coarser in what they multiply.
+    multiplier: f64,
+    largest: &'a [f64],
 }
 
 impl Layer {
-    /// `weight` is `[outputs, columns]`, already folded; `input` is the scale of the inputs.
-    fn new(weight: &[f64], columns: usize, bias: &[f64], input: f64) -> Self {
-        let rows = quantize_rows(weight, columns, bias.iter().map(|b| b.abs() / (BIAS_MAX * input)));
-        let scale: Vec<f64> = rows.scale.iter().map(|s| s * input).collect();
-        Self { weight: rows.weight, bias: bias.iter().zip(&scale).map(|(b, s)| to_i32(b / s)).collect(), scale }
+    /// `weight` is `[outputs, columns]`, already folded.
+    ///
+    /// A channel's weights get the finest scale for which its multiplier is an integer, its bias fits, and the largest output
+    /// seen, and half as much again, does not saturate on the way.
+    fn new(weight: &[f64], columns: usize, bias: &[f64], ends: &Ends<'_>) -> Self {
+        let rows = weight.chunks_exact(columns);
+        let finest = rows.zip(bias).map(|(row, bias)| {
+            let largest = row.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            (largest / 127.0).max(bias.abs() / (BIAS_MAX * ends.input))
+        });
+        let ratio: Vec<f64> = finest.map(|scale| scale * ends.input / ends.output).collect();
+        let largest = ratio.iter().fold(1e-30f64, |m, &r| m.max(r));
+        let shift = ((ends.multiplier / largest).log2().floor() as i32 - 15).clamp(0, 31);
+        let one = 2f64.powi(15 + shift);
+        let room = |seen: f64| seen / ends.output * HEADROOM * 2f64.powi(15) / I16_MAX;
+        let multiplier: Vec<f64> = ratio
+            .iter()
+            .zip(ends.largest)
+            .map(|(r, &seen)| (r * one).max(room(seen)).ceil().clamp(1.0, I16_MAX))
+            .collect();
+        let scale: Vec<f64> = multiplier.iter().map(|m| m / one * ends.output / ends.input).collect();
+        let half = if shift > 0 { 2f64.powi(shift - 1) } else { 0.0 };
+        Self {
+            weight: quantize_rows(weight, columns, &scale),
+            bias: bias.iter().zip(&scale).map(|(b, s)| to_i32(b / (s * ends.input) + half)).collect(),
+            multiplier: multiplier.iter().map(|&m| m as i16).collect(),
+            shift,
+        }
     }
 
-    /// Multipliers from the accumulators to values of scale `output`.
-    fn multipliers(&self, output: f64) -> (Vec<i32>, i32) {
-        multipliers(&self.scale.iter().map(|s| s / output).collect::<Vec<_>>())
+    /// Bias and multiplier of whole panels, or of `stored` channels.
+    fn padded(&self, len: usize) -> (Vec<i32>, Vec<i16>) {
+        let (mut bias, mut multiplier) = (self.bias.clone(), self.multiplier.clone());
+        bias.resize(len, 0);
+        multiplier.resize(len, 0);
+        (bias, multiplier)
     }
 }
 
@@ -103,6 +142,38 @@ impl Conversion<'_> {
 
     fn push_i8(&mut self, values: Vec<i8>) {
         self.sections.push(SectionData::I8(values));
+    }
+
+    fn push_i16(&mut self, values: Vec<i16>) {
+        self.sections.push(SectionData::I16(values));
+    }
+
+    /// A dense layer whose rows are runs of `run` inputs, each to be `padded` long, and which has `outputs` outputs.
+    fn push_dense(&mut self, layer: &Layer, run: usize, padded: usize, outputs: usize) {
+        let columns = layer.weight.len() / layer.bias.len() / run * padded;
+        let mut weight = pad(&layer.weight, run, padded);
+        weight.resize(outputs * columns, 0);
+        self.push_i8(pack(&weight, columns));
+        let (bias, multiplier) = layer.padded(panels(outputs));
+        self.push_i32(bias);
+        self.push_i16(multiplier);
+    }
+
+    /// A depthwise layer of `taps` taps.
+    fn push_depthwise(&mut self, layer: &Layer, taps: usize) {
+        let channels = stored(layer.bias.len());
+        let mut weight = layer.weight.clone();
+        weight.resize(channels * taps, 0);
+        self.push_i8(transpose(&weight, taps));
+        let (bias, multiplier) = layer.padded(channels);
+        self.push_i32(bias);
+        self.push_i16(multiplier);
+    }
+
+    /// One value a channel.
+    fn push_channels(&mut self, mut values: Vec<i32>) {
+        values.resize(stored(values.len()), 0);
+        self.push_i32(values);
     }
 
     fn push_i32(&mut self, values: Vec<i32>) {
@@ -133,37 +204,42 @@ impl Conversion<'_> {
         // [outputs, bands, 9] to [outputs, 9, bands].
         let weight: Vec<f64> =
             self.tensor("initial_conv.0.weight").chunks_exact(9 * bands).flat_map(|row| transpose(row, 9)).collect();
-        let initial = Layer::new(&weight, 9 * bands, &self.tensor("initial_conv.0.bias"), unit);
-        let initial_scale = value_scale(self.calibration.at(Tap::InitialConvolution).largest);
-        let (initial_multiplier, initial_shift) = initial.multipliers(initial_scale);
+        let seen = self.calibration.at(Tap::InitialConvolution);
+        let initial_scale = value_scale(seen.largest);
+        let ends = Ends { input: unit, output: initial_scale, multiplier: I16_MAX, largest: &seen.channel_largest };
+        let initial = Layer::new(&weight, 9 * bands, &self.tensor("initial_conv.0.bias"), &ends);
         let normalised = 2f64.powi(-(STEM_NORM_FRACTION_BITS as i32));
         let initial_norm = layer_norm(d0, initial_scale, normalised, arch.ln_eps);
         let (gain, offset) = (self.tensor("initial_conv.1.weight"), self.tensor("initial_conv.1.bias"));
-        let samples = layer_normed(&self.calibration.at(Tap::InitialConvolution).samples, &gain, &offset, arch.ln_eps);
+        let samples = layer_normed(&seen.samples, &gain, &offset, arch.ln_eps);
         let (index_scale, zero_point) = gelu_clip(&samples);
         let (table, activation_scale) = gelu_table(index_scale, zero_point);
         let shifted: Vec<f64> = offset.iter().map(|o| o + f64::from(zero_point) * index_scale).collect();
-        let (initial_gain, initial_offset) = affine(&gain, &shifted, normalised, index_scale, VALUE_GAIN_BITS);
-        self.push_i8(initial.weight);
-        self.push_i32(initial.bias);
-        self.push_i32(initial_multiplier);
-        self.push_i32(initial_gain);
-        self.push_i32(initial_offset);
-        self.sections.push(SectionData::I16(table));
+        let (initial_gain, initial_offset, initial_affine) = affine(&gain, &shifted, normalised, index_scale);
+        self.push_dense(&initial, 3 * bands, initial_segment(bands), stored(d0));
+        self.push_channels(initial_gain);
+        self.push_channels(initial_offset);
+        self.push_i16(table);
 
-        let stem = Layer::new(&self.tensor("stem.0.weight"), taps, &self.tensor("stem.0.bias"), activation_scale);
-        let stem_scale = value_scale(self.calibration.at(Tap::StemConvolution).largest);
-        let (stem_multiplier, stem_shift) = stem.multipliers(stem_scale);
+        let seen = self.calibration.at(Tap::StemConvolution);
+        let stem_scale = value_scale(seen.largest);
+        let ends =
+            Ends { input: activation_scale, output: stem_scale, multiplier: I16_MAX, largest: &seen.channel_largest };
+        let stem = Layer::new(&self.tensor("stem.0.weight"), taps, &self.tensor("stem.0.bias"), &ends);
         let stem_norm = layer_norm(d0, stem_scale, normalised, arch.ln_eps);
         self.residual = self.residual_scale(0, Tap::StemNorm);
         let (gain, offset) = (self.tensor("stem.1.weight"), self.tensor("stem.1.bias"));
-        let (stem_gain, stem_offset) = affine(&gain, &offset, normalised, self.residual, RESIDUAL_GAIN_BITS);
-        self.push_i8(transpose(&stem.weight, taps));
-        self.push_i32(stem.bias);
-        self.push_i32(stem_multiplier);
-        self.push_i32(stem_gain);
-        self.push_i32(stem_offset);
-        let constants = [&[input_shift, initial_shift][..], &initial_norm, &[stem_shift], &stem_norm];
+        let (stem_gain, stem_offset, stem_affine) = affine(&gain, &offset, normalised, self.residual);
+        self.push_depthwise(&stem, taps);
+        self.push_channels(stem_gain);
+        self.push_channels(stem_offset);
+        let constants = [
+            &[input_shift, initial.shift][..],
+            &initial_norm,
+            &[initial_affine, stem.shift],
+            &stem_norm,
+            &[stem_affine],
+        ];
         self.push_i32(constants.concat());
     }
 
@@ -190,13 +266,13 @@ impl Conversion<'_> {
         self.fold(&format!("{name}.0"), &mut weight, 4 * before, &mut bias);
         let normalised = clip(&self.calibration.at(tap(DownsampleTap::Normalised)).samples);
         let norm = layer_norm(before, self.residual, normalised, arch.ln_eps);
-        self.residual = self.residual_scale(stage, tap(DownsampleTap::Output));
-        let layer = Layer::new(&weight, 4 * before, &bias, normalised);
-        let (multiplier, shift) = layer.multipliers(self.residual);
-        self.push_i8(layer.weight);
-        self.push_i32(layer.bias);
-        self.push_i32(multiplier);
-        self.push_i32([&norm[..], &[shift]].concat());
+        let seen = self.calibration.at(tap(DownsampleTap::Output));
+        let output = self.residual_scale(stage, tap(DownsampleTap::Output));
+        let ends = Ends { input: normalised, output, multiplier: I16_MAX, largest: &seen.channel_largest };
+        let layer = Layer::new(&weight, 4 * before, &bias, &ends);
+        self.residual = output;
+        self.push_dense(&layer, before, stored(before), stored(arch.dim(stage)));
+        self.push_i32([&norm[..], &[layer.shift]].concat());
     }
 
     fn block(&mut self, stage: usize, block: usize) {
@@ -208,9 +284,11 @@ impl Conversion<'_> {
         let named = |part: &str| format!("{name}.{part}");
 
         let weight = self.tensor(&named("dwconv.weight"));
-        let depthwise = Layer::new(&weight, 49, &self.tensor(&named("dwconv.bias")), self.residual);
-        let depthwise_scale = value_scale(self.calibration.at(tap(BlockTap::Depthwise)).largest);
-        let (depthwise_multiplier, depthwise_shift) = depthwise.multipliers(depthwise_scale);
+        let seen = self.calibration.at(tap(BlockTap::Depthwise));
+        let depthwise_scale = value_scale(seen.largest);
+        let ends =
+            Ends { input: self.residual, output: depthwise_scale, multiplier: I16_MAX, largest: &seen.channel_largest };
+        let depthwise = Layer::new(&weight, 49, &self.tensor(&named("dwconv.bias")), &ends);
         let normalised = clip(&self.calibration.at(tap(BlockTap::Normalised)).samples);
         let norm = layer_norm(channels, depthwise_scale, normalised, arch.ln_eps);
 
@@ -219,8 +297,10 @@ impl Conversion<'_> {
         self.fold(&named("norm"), &mut weight, channels, &mut bias);
         let (index_scale, zero_point) = gelu_clip(&self.calibration.at(tap(BlockTap::Hidden)).samples);
         let (table, activation) = gelu_table(index_scale, zero_point);
-        let expand = Layer::new(&weight, channels, &bias, normalised);
-        let (expand_multiplier, expand_shift) = expand.multipliers(index_scale);
+        // An index beyond the table saturates, wherever it does.
+        let largest = vec![256.0 / HEADROOM * index_scale; wide_channels];
+        let ends = Ends { input: normalised, output: index_scale, multiplier: INDEX_MULTIPLIER, largest: &largest };
+        let expand = Layer::new(&weight, channels, &bias, &ends);
 
         // GRN: y = h (1 + gamma N) + beta; beta goes into the bias, the rest is a multiplier that also divides by `balance`.
         let (gamma, beta) = (self.tensor(&named("grn.gamma")), self.tensor(&named("grn.beta")));
@@ -232,40 +312,39 @@ impl Conversion<'_> {
         let outputs = self.calibration.at(tap(BlockTap::GrnOutput));
         let samples: Vec<f32> =
             outputs.samples.iter().enumerate().map(|(i, v)| v - beta[i % wide_channels] as f32).collect();
-        let balance = balance(&samples, &weight, wide_channels);
-        let balanced: Vec<f32> =
-            samples.iter().enumerate().map(|(i, v)| v / balance[i % wide_channels] as f32).collect();
-        let projected = clip(&balanced);
-        let real: Vec<f64> = balance.iter().map(|b| activation / (projected * b)).collect();
+        let mut balance = balance(&samples, &weight, wide_channels);
+        let balanced = |balance: &[f64]| -> Vec<f32> {
+            samples.iter().enumerate().map(|(i, v)| v / balance[i % wide_channels] as f32).collect()
+        };
+        let projected = clip(&balanced(&balance));
+        // The multiplier of a channel's calibrated norm takes at most half of an i16: room for larger norms than any seen.
         let norms = &self.calibration.at(tap(BlockTap::GrnNorm)).channel_largest;
-        let multipliers = real.iter().zip(&gamma).zip(norms);
-        let largest = multipliers.map(|((r, g), n)| r * (1.0f64).max((1.0 + g * n).abs())).fold(0.0f64, f64::max);
-        // Half of i16 is room for larger norms than any seen.
-        let grn_shift = ((I16_MAX / 2.0 / largest).log2().floor() as i32).clamp(1, 30);
-        let grn_gain: Vec<f64> = real.iter().map(|r| r * 2f64.powi(grn_shift)).collect();
-        let grn_slope = grn_gain.iter().zip(&gamma).map(|(r, g)| to_i32(r * g)).collect();
+        let unit = activation / projected * 2f64.powi(15);
+        for ((balance, gamma), norm) in balance.iter_mut().zip(&gamma).zip(norms) {
+            *balance = balance.max(unit * (1.0f64).max((1.0 + gamma * norm).abs()) / (I16_MAX / 2.0));
+        }
+        let grn_gain: Vec<f64> = balance.iter().map(|b| unit / b).collect();
+        let mut grn_slope: Vec<i32> = grn_gain.iter().zip(&gamma).map(|(r, g)| to_i32(r * g)).collect();
+        let mut grn_gain: Vec<i32> = grn_gain.into_iter().map(to_i32).collect();
+        grn_slope.resize(4 * stored(channels), 0);
+        grn_gain.resize(4 * stored(channels), 0);
         let grn_epsilon =
             wide(wide_channels as f64 * f64::from(arch.grn_eps) / activation * 2f64.powi(NORM_BITS as i32));
         for row in weight.chunks_exact_mut(wide_channels) {
             row.iter_mut().zip(&balance).for_each(|(w, b)| *w *= b);
         }
-        let project = Layer::new(&weight, wide_channels, &bias, projected);
-        let (project_multiplier, project_shift) = project.multipliers(self.residual);
+        let seen = self.calibration.at(tap(BlockTap::Pointwise2));
+        let ends =
+            Ends { input: projected, output: self.residual, multiplier: I16_MAX, largest: &seen.channel_largest };
+        let project = Layer::new(&weight, wide_channels, &bias, &ends);
 
-        self.push_i8(transpose(&depthwise.weight, 49));
-        self.push_i32(depthwise.bias);
-        self.push_i32(depthwise_multiplier);
-        self.push_i8(expand.weight);
-        self.push_i32(expand.bias);
-        self.push_i32(expand_multiplier);
-        self.sections.push(SectionData::I16(table));
-        self.push_i32(grn_gain.into_iter().map(to_i32).collect());
+        self.push_depthwise(&depthwise, 49);
+        self.push_dense(&expand, channels, stored(channels), 4 * stored(channels));
+        self.push_i16(table);
+        self.push_i32(grn_gain);
         self.push_i32(grn_slope);
-        self.push_i8(project.weight);
-        self.push_i32(project.bias);
-        self.push_i32(project_multiplier);
-        let constants =
-            [&[depthwise_shift][..], &norm, &[expand_shift, zero_point], &grn_epsilon, &[grn_shift, project_shift]];
+        self.push_dense(&project, wide_channels, 4 * stored(channels), stored(channels));
+        let constants = [&[depthwise.shift][..], &norm, &[expand.shift, zero_point], &grn_epsilon, &[project.shift]];
         self.push_i32(constants.concat());
     }
 
@@ -291,11 +370,21 @@ fn value_scale(largest: f64) -> f64 {
     (largest * HEADROOM).max(1e-6) / I16_MAX
 }
 
-/// Gain and offset (with the rounding half) of `(value * gain + offset) >> bits` from scale `input` to scale `output`.
-fn affine(gain: &[f64], offset: &[f64], input: f64, output: f64, bits: u32) -> (Vec<i32>, Vec<i32>) {
-    let one = 2f64.powi(bits as i32);
+/// Gain, offset (with the rounding half) and shift of `(value * gain + offset) >> shift` from scale `input` to scale `output`: for
+/// values of 14 bits the sum stays within i32.
+fn affine(gain: &[f64], offset: &[f64], input: f64, output: f64) -> (Vec<i32>, Vec<i32>, i32) {
+    let largest = |values: &[f64], scale: f64| values.iter().fold(1e-30f64, |m, v| m.max(v.abs() * scale));
+    let room = (2f64.powi(17) / largest(gain, input / output)).min(2f64.powi(29) / largest(offset, 1.0 / output));
+    let shift = (room.log2().floor() as i32).clamp(0, 29);
+    let one = 2f64.powi(shift);
     let gain = gain.iter().map(|g| to_i32(g * input / output * one)).collect();
-    (gain, offset.iter().map(|o| to_i32(o / output * one + one / 2.0)).collect())
+    (gain, offset.iter().map(|o| to_i32(o / output * one + one / 2.0)).collect(), shift)
+}
+
+/// Weights in units of each row's scale, -127..=127.
+fn quantize_rows(weight: &[f64], columns: usize, scale: &[f64]) -> Vec<i8> {
+    let rows = weight.chunks_exact(columns).zip(scale);
+    rows.flat_map(|(row, scale)| row.iter().map(move |w| (w / scale).round().clamp(-127.0, 127.0) as i8)).collect()
 }
 
 /// LayerNorm of samples `[positions, channels]`.

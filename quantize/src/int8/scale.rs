@@ -1,26 +1,7 @@
 //! From real numbers to the integers of `docs/integer-arithmetic.md`: weights, multipliers, LayerNorm constants, clips.
 
-/// Weights quantized row by row: `real = weight * scale[row]`.
-pub struct Rows {
-    /// -127..=127, row-major.
-    pub weight: Vec<i8>,
-    /// Positive, one a row.
-    pub scale: Vec<f64>,
-}
-
-/// Symmetric int8, one scale a row of `columns` values; the scale of each row is at least its value in `least`.
-pub fn quantize_rows(weight: &[f64], columns: usize, least: impl IntoIterator<Item = f64>) -> Rows {
-    let mut rows = Rows { weight: Vec::with_capacity(weight.len()), scale: Vec::new() };
-    for (row, least) in weight.chunks_exact(columns).zip(least) {
-        let largest = row.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-        let scale = (largest / 127.0).max(least);
-        // A row of zeros must not widen the range of the multipliers, which share one shift.
-        let scale = if scale > 0.0 { scale } else { 1e-30 };
-        rows.weight.extend(row.iter().map(|v| (v / scale).round() as i8));
-        rows.scale.push(scale);
-    }
-    rows
-}
+use nadir::kernels::int8::{GROUP, PANEL};
+use nadir::model::int8_layout::{TABLE_MAX, panels};
 
 /// `[rows, columns]` to `[columns, rows]`.
 pub fn transpose<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
@@ -37,6 +18,23 @@ pub fn multipliers(real: &[f64]) -> (Vec<i32>, i32) {
     let largest = real.iter().fold(0.0f64, |m, v| m.max(v.abs()));
     let shift = if largest > 0.0 { (30 - largest.log2().floor() as i32).clamp(1, 62) } else { 1 };
     (real.iter().map(|v| to_i32(v * 2f64.powi(shift))).collect(), shift)
+}
+
+/// `[rows, inputs]` to panels `[rows / 16, inputs / 4, 16, 4]`, the last panel filled up with zeros; `inputs` is a multiple of 4.
+pub fn pack(weight: &[i8], inputs: usize) -> Vec<i8> {
+    let mut packed = vec![0; panels(weight.len() / inputs) * inputs];
+    for (row, weight) in weight.chunks_exact(inputs).enumerate() {
+        for (i, &w) in weight.iter().enumerate() {
+            packed[row / PANEL * PANEL * inputs + i / GROUP * PANEL * GROUP + row % PANEL * GROUP + i % GROUP] = w;
+        }
+    }
+    packed
+}
+
+/// Each run of `len` values of every row made `padded` long, with zeros.
+pub fn pad(weight: &[i8], len: usize, padded: usize) -> Vec<i8> {
+    let zeros = vec![0; padded - len];
+    weight.chunks_exact(len).flat_map(|run| run.iter().chain(&zeros).copied()).collect()
 }
 
 /// A 64-bit constant as two words, low first; at least 1, below 2^62.
@@ -102,7 +100,7 @@ pub fn gelu_clip(samples: &[f32]) -> (f64, i32) {
 pub fn gelu_table(scale: f64, zero_point: i32) -> (Vec<i16>, f64) {
     let values: Vec<f64> = (-128..128).map(|i| gelu(f64::from(i - zero_point) * scale)).collect();
     let largest = values.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-    let unit = largest / 32767.0;
+    let unit = largest / f64::from(TABLE_MAX);
     (values.iter().map(|v| (v / unit).round() as i16).collect(), unit)
 }
 
@@ -133,11 +131,19 @@ mod tests {
     }
 
     #[test]
-    fn rows_keep_their_values_and_their_least_scale() {
-        let rows = quantize_rows(&[0.5, -1.27, 0.0, 0.0, 1e-12, 0.0], 2, [0.0, 0.0, 0.25]);
-        assert_eq!(rows.weight, [50, -127, 0, 0, 0, 0]);
-        assert!((rows.scale[0] - 0.01).abs() < 1e-15);
-        assert_eq!(rows.scale[1..], [1e-30, 0.25]);
+    fn panels_hold_four_inputs_of_sixteen_outputs() {
+        let weight: Vec<i8> = (0..18 * 8).map(|i| (i % 127) as i8).collect();
+        let packed = pack(&weight, 8);
+        assert_eq!(packed.len(), 32 * 8);
+        for (row, input) in (0..18).flat_map(|r| (0..8).map(move |i| (r, i))) {
+            let panel = &packed[row / 16 * 128..];
+            assert_eq!(panel[input / 4 * 64 + row % 16 * 4 + input % 4], weight[row * 8 + input]);
+        }
+        assert_eq!(
+            packed.iter().map(|&w| i32::from(w)).sum::<i32>(),
+            weight.iter().map(|&w| i32::from(w)).sum::<i32>()
+        );
+        assert_eq!(pad(&[1, 2, 3, 4], 2, 3), [1, 2, 0, 3, 4, 0]);
     }
 
     #[test]

@@ -4,11 +4,17 @@
 //! `int8.rs` for int8.
 
 mod arena;
+mod cursor;
 mod float;
 mod int8;
 
 use crate::Tile;
-use crate::model::{Model, Precision};
+use crate::kernels::float::FloatKernels;
+use crate::kernels::int8::Int8Kernels;
+use crate::model::int8_layout::stored;
+use crate::model::{Model, Place, Precision, STAGES};
+use crate::plan::int8::{Passes, StagePasses, int8_passes};
+use cursor::Cursor;
 
 /// Alignment that the arena needs, in bytes.
 pub const ARENA_ALIGNMENT: usize = 16;
@@ -52,23 +58,93 @@ pub enum EmbedError {
     },
 }
 
+/// Why an encoder cannot be had as asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigureError {
+    /// No schedule fits the memory.
+    #[error("the smallest arena of this model has {needed} bytes, {budget} are allowed")]
+    Budget {
+        /// Bytes allowed.
+        budget: usize,
+        /// Bytes that the most frugal schedule needs.
+        needed: usize,
+    },
+    /// This processor has no kernels of that name, or there are none.
+    #[error("no such kernels on this processor")]
+    Kernels,
+}
+
 /// Executes one model.
 #[derive(Clone, Copy, Debug)]
 pub struct Encoder<'m> {
     model: &'m Model<'m>,
+    passes: StagePasses,
+    int8: &'static Int8Kernels,
+    float: &'static FloatKernels,
 }
 
 impl<'m> Encoder<'m> {
-    /// An encoder over a checked model. Costs nothing.
+    /// An encoder over a checked model: the fastest kernels that this processor runs, every hidden map computed once.
     pub fn new(model: &'m Model<'m>) -> Self {
-        Self { model }
+        let (int8, float) = (Int8Kernels::detect(), FloatKernels::detect());
+        Self { model, passes: [Passes::One; STAGES], int8, float }
     }
 
-    /// Bytes of the arena that [`Encoder::embed`] needs, fixed by the model's architecture, bands and precision.
+    /// The same with stages in one pass or two ([`crate::plan::int8`]); embeddings do not change. f32 and f16 models keep to one.
+    pub fn with_passes(mut self, passes: StagePasses) -> Self {
+        self.passes = passes;
+        self
+    }
+
+    /// The same with the passes that fit an arena of `budget` bytes at the fewest multiply-adds.
+    ///
+    /// # Errors
+    /// [`ConfigureError::Budget`] if even two passes everywhere need more.
+    pub fn within(self, budget: usize) -> Result<Self, ConfigureError> {
+        let passes = match self.model.precision() {
+            Precision::Int8 => int8_passes(self.model.architecture(), self.model.bands().len(), budget),
+            Precision::F32 | Precision::F16 => (self.arena_bytes() <= budget).then_some([Passes::One; STAGES]),
+        };
+        let needed = self.with_passes([Passes::Two; STAGES]).arena_bytes();
+        passes.map(|passes| self.with_passes(passes)).ok_or(ConfigureError::Budget { budget, needed })
+    }
+
+    /// The same with the kernels of this name, for instance `scalar`.
+    ///
+    /// # Errors
+    /// [`ConfigureError::Kernels`] if the model's precision has no such set, or this processor does not run it.
+    pub fn with_kernels(mut self, name: &str) -> Result<Self, ConfigureError> {
+        match self.model.precision() {
+            Precision::Int8 => self.int8 = Int8Kernels::by_name(name).ok_or(ConfigureError::Kernels)?,
+            Precision::F32 | Precision::F16 => {
+                self.float = FloatKernels::by_name(name).ok_or(ConfigureError::Kernels)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Name of the kernels.
+    pub fn kernels(&self) -> &'static str {
+        match self.model.precision() {
+            Precision::Int8 => self.int8.name,
+            Precision::F32 | Precision::F16 => self.float.name,
+        }
+    }
+
+    /// The passes of each stage.
+    pub fn passes(&self) -> StagePasses {
+        self.passes
+    }
+
+    fn int8(&self) -> int8::Engine<'m> {
+        int8::Engine { model: self.model, passes: self.passes, kernels: self.int8 }
+    }
+
+    /// Bytes of the arena that a run needs, fixed by the model's architecture, bands and precision, and the passes.
     pub fn arena_bytes(&self) -> usize {
         match self.model.precision() {
             Precision::F32 | Precision::F16 => float::arena_bytes(self.model),
-            Precision::Int8 => int8::arena_bytes(self.model),
+            Precision::Int8 => self.int8().arena_bytes(),
         }
     }
 
@@ -82,6 +158,21 @@ impl<'m> Encoder<'m> {
     /// # Errors
     /// If one of the three does not have its size or alignment; nothing is written then.
     pub fn embed(&self, tile: Tile<'_>, arena: &mut [u8], embedding: &mut [f32]) -> Result<(), EmbedError> {
+        let mut run = self.start(tile, arena, embedding)?;
+        while run.step()? == Step::More {}
+        Ok(())
+    }
+
+    /// Prepares a run that the caller carries on step by step; the arguments are those of [`Encoder::embed`].
+    ///
+    /// # Errors
+    /// As [`Encoder::embed`].
+    pub fn start<'r>(
+        &self,
+        tile: Tile<'r>,
+        arena: &'r mut [u8],
+        embedding: &'r mut [f32],
+    ) -> Result<Run<'m, 'r>, EmbedError> {
         let (found, expected) = (tile.len(), self.model.tile_len());
         if found != expected {
             let side = usize::from(self.model.architecture().tile_size);
@@ -99,9 +190,66 @@ impl<'m> Encoder<'m> {
         let Some(arena) = arena.get_mut(..needed) else {
             return Err(EmbedError::ArenaTooSmall { found, needed });
         };
-        match self.model.precision() {
-            Precision::F32 | Precision::F16 => float::embed(self.model, &tile, arena, embedding),
-            Precision::Int8 => int8::embed(self.model, &tile, arena, embedding),
+        Ok(Run { encoder: *self, tile, arena, embedding, at: Some(Cursor::FIRST) })
+    }
+}
+
+/// Whether a run is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// There is more to do.
+    More,
+    /// The embedding is written.
+    Done,
+}
+
+/// One tile on its way through the encoder, in steps of bounded work: a strip of at most 64 pixels of one layer group.
+///
+/// A run may rest between steps for as long as it likes, and splitting it changes no bit of the embedding.
+#[derive(Debug)]
+pub struct Run<'m, 'r> {
+    encoder: Encoder<'m>,
+    tile: Tile<'r>,
+    arena: &'r mut [u8],
+    embedding: &'r mut [f32],
+    at: Option<Cursor>,
+}
+
+impl Run<'_, '_> {
+    /// Does the next step; after the last nothing more.
+    ///
+    /// # Errors
+    /// Never for an arena that [`Encoder::start`] accepted.
+    pub fn step(&mut self) -> Result<Step, EmbedError> {
+        if let Some(at) = self.at {
+            self.at = match self.encoder.model.precision() {
+                Precision::Int8 => self.encoder.int8().step(&self.tile, self.arena, at, self.embedding)?,
+                Precision::F32 | Precision::F16 => {
+                    float::embed(self.encoder.model, &self.tile, self.arena, self.embedding)?;
+                    None
+                }
+            };
         }
+        Ok(if self.at.is_some() { Step::More } else { Step::Done })
+    }
+
+    /// Where the next step works, and `None` after the last.
+    pub fn place(&self) -> Option<Place> {
+        self.at.map(|at| at.place)
+    }
+
+    /// The residual map of an int8 model after the last whole layer group, `[height, width, stored channels]`; only between two places, that is
+    /// when [`Run::place`] has just changed, is it that of one of them.
+    pub fn residual(&self) -> Option<&[i16]> {
+        let arch = self.encoder.model.architecture();
+        let stage = match self.at?.place {
+            Place::Stem | Place::Block { stage: 0, .. } => 0,
+            Place::Downsample { stage } => usize::from(stage) - 1,
+            Place::Block { stage, .. } => stage.into(),
+            Place::Head => STAGES - 1,
+        };
+        let len = arch.grids()[stage].pow(2) * stored(arch.dim(stage));
+        let bytes = self.arena.get(..2 * len).filter(|_| self.encoder.model.precision() == Precision::Int8)?;
+        bytemuck::try_cast_slice(bytes).ok()
     }
 }

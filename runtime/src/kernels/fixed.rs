@@ -3,14 +3,17 @@
 //! `docs/integer-arithmetic.md` is the normative text; the functions here are its reference. Nothing in this file depends on
 //! the processor, and every loop has a fixed number of rounds.
 
-/// Rounds `value * multiplier / 2^shift` half up, in one step.
-///
-/// `shift` is 1..=62. The product of two i32 is below 2^62 in magnitude, so nothing overflows.
+/// `value * multiplier / 2^15`, rounded half up: at most 2^15 in magnitude.
 #[inline(always)]
-pub fn rescale(value: i32, multiplier: i32, shift: u32) -> i32 {
-    let product = i64::from(value) * i64::from(multiplier);
-    let rounded = (product + (1 << (shift - 1))) >> shift;
-    rounded.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32
+pub fn multiply_q15(value: i16, multiplier: i16) -> i32 {
+    (i32::from(value) * i32::from(multiplier) + (1 << 14)) >> 15
+}
+
+/// An accumulator in another scale: `acc >> shift` (which rounds down; the bias holds the half), saturated to i16, times a Q15
+/// multiplier. For multipliers of 0..=32767 the result fits i16.
+#[inline(always)]
+pub fn requantize(acc: i32, multiplier: i16, shift: u32) -> i32 {
+    multiply_q15(saturate_i16(acc >> (shift & 31)), multiplier)
 }
 
 /// Saturates to i16.
@@ -28,13 +31,12 @@ pub fn saturate_i8(value: i32) -> i8 {
 /// Largest `r` with `r * r <= value`; 16 rounds.
 pub fn isqrt32(value: u32) -> u32 {
     let (mut rest, mut root, mut bit) = (value, 0u32, 1u32 << 30);
-    while bit != 0 {
+    for _ in 0..16 {
         let trial = root + bit;
-        root >>= 1;
-        if rest >= trial {
-            rest -= trial;
-            root += bit;
-        }
+        // All ones or zero, so that no branch depends on the value.
+        let fits = u32::from(rest >= trial).wrapping_neg();
+        rest -= trial & fits;
+        root = (root >> 1) + (bit & fits);
         bit >>= 2;
     }
     root
@@ -43,16 +45,40 @@ pub fn isqrt32(value: u32) -> u32 {
 /// Largest `r` with `r * r <= value`; 32 rounds.
 pub fn isqrt64(value: u64) -> u64 {
     let (mut rest, mut root, mut bit) = (value, 0u64, 1u64 << 62);
-    while bit != 0 {
+    for _ in 0..32 {
         let trial = root + bit;
-        root >>= 1;
-        if rest >= trial {
-            rest -= trial;
-            root += bit;
-        }
+        let fits = u64::from(rest >= trial).wrapping_neg();
+        rest -= trial & fits;
+        root = (root >> 1) + (bit & fits);
         bit >>= 2;
     }
     root
+}
+
+/// The even `t` for which `value >> t` (or `value << -t`) lies in `2^30..2^32`; for 0 as for 1.
+#[inline(always)]
+pub fn even_scale(value: u64) -> i32 {
+    (33 - (value | 1).leading_zeros() as i32) & !1
+}
+
+/// `value >> shift`, or to the left if `shift` is negative; magnitudes up to 63.
+#[inline(always)]
+pub fn shift_by(value: u64, shift: i32) -> u64 {
+    // One of the two shifts is by nothing.
+    value << ((-shift).max(0) as u32 & 63) >> (shift.max(0) as u32 & 63)
+}
+
+/// `(2^63 - 1) / divisor` for a divisor of at least 2^31; 32 rounds.
+pub fn reciprocal_q63(divisor: u32) -> u32 {
+    let (mut rest, mut quotient) = (u64::from(u32::MAX >> 1), 0u32);
+    for _ in 0..32 {
+        // The numerator's lower half is all ones.
+        rest = rest << 1 | 1;
+        let fits = rest >= u64::from(divisor);
+        rest -= u64::from(divisor) & u64::from(fits).wrapping_neg();
+        quotient = quotient << 1 | u32::from(fits);
+    }
+    quotient
 }
 
 /// The constants of one integer LayerNorm without affine.
@@ -90,9 +116,8 @@ impl LayerNorm {
         // C^2 times the variance, exact.
         let spread = (u64::from(channels) * squares).saturating_sub((sum64 * sum64) as u64);
         let spread = spread.saturating_add(self.epsilon).max(1);
-        let top = 63 - spread.leading_zeros() as i32;
-        let scale = (top - 30) & !1;
-        let mantissa = if scale >= 0 { spread >> scale } else { spread << -scale } as u32;
+        let scale = even_scale(spread);
+        let mantissa = shift_by(spread, scale) as u32;
         let root = isqrt32(mantissa); // in 2^15..2^16
         let factor = ((self.gain + root / 2) / root) as i32;
         let shift = (self.exponent + scale / 2).clamp(1, 30) as u32;
@@ -154,19 +179,32 @@ mod tests {
     }
 
     #[test]
-    fn rescale_rounds_half_up_at_the_extremes() {
-        assert_eq!(rescale(3, 1, 1), 2);
-        assert_eq!(rescale(-3, 1, 1), -1);
-        assert_eq!(rescale(i32::MIN, i32::MAX, 31), i32::MIN + 1);
-        assert_eq!(rescale(i32::MIN, i32::MIN, 31), i32::MAX);
-        assert_eq!(rescale(i32::MAX, i32::MAX, 62), 1);
+    fn requantization_rounds_half_up_and_saturates() {
+        assert_eq!([1, 2, -1, -2, -3].map(|v| multiply_q15(v, 1 << 14)), [1, 1, 0, -1, -1]);
+        assert_eq!(requantize(i32::MAX, 32767, 0), 32766);
+        assert_eq!(requantize(i32::MIN, 32767, 31), -1);
+        assert_eq!(requantize(i32::MIN, 32767, 0), -32767);
         let mut state = 1;
         for _ in 0..100_000 {
-            let (v, m) = (random(&mut state) as i32, random(&mut state) as i32);
-            let shift = 20 + (random(&mut state) % 40) as u32;
-            let exact = i128::from(v) * i128::from(m) + (1i128 << (shift - 1));
-            let exact = (exact >> shift).clamp(i32::MIN.into(), i32::MAX.into());
-            assert_eq!(i128::from(rescale(v, m, shift)), exact);
+            let (v, m) = (random(&mut state) as i32, random(&mut state) as i16 & i16::MAX);
+            let shift = (random(&mut state) % 32) as u32;
+            let narrow = f64::from(v >> shift).clamp(-32768.0, 32767.0);
+            let exact = (narrow * f64::from(m) / 32768.0 + 0.5).floor();
+            assert_eq!(f64::from(requantize(v, m, shift)), exact);
+            assert!(exact.abs() <= 32767.0);
+        }
+    }
+
+    #[test]
+    fn reciprocals_are_exact() {
+        let mut state = 3;
+        for i in 0..100_000 {
+            let divisor = match i {
+                0 => 1 << 31,
+                1 => u32::MAX,
+                _ => random(&mut state) as u32 | 1 << 31,
+            };
+            assert_eq!(u64::from(reciprocal_q63(divisor)), (u64::MAX >> 1) / u64::from(divisor));
         }
     }
 

@@ -59,6 +59,24 @@ pub struct FloatKernels {
     pub scale: fn(values: &mut [f32], multiplier: &[f32], offset: &[f32]),
 }
 
+impl FloatKernels {
+    /// The fastest set that this processor runs.
+    pub fn detect() -> &'static Self {
+        &SCALAR
+    }
+
+    /// The set of this name, if this processor runs it.
+    pub fn by_name(name: &str) -> Option<&'static Self> {
+        (name == SCALAR.name).then_some(&SCALAR)
+    }
+}
+
+impl core::fmt::Debug for FloatKernels {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "FloatKernels({})", self.name)
+    }
+}
+
 /// Plain Rust, on every processor.
 pub static SCALAR: FloatKernels =
     FloatKernels { name: "scalar", dense, depthwise, layer_norm, gelu, add_squares, scale };

@@ -1,26 +1,46 @@
 //! Which sections an int8 model has, and typed views of them.
 //!
-//! Dense weights are `[outputs, inputs]`, depthwise weights `[taps, channels]`; inputs of the 3x3 and 2x2 convolutions are ordered
-//! `(row, column, channel)`. What each number means is in `docs/integer-arithmetic.md`; the last section of each unit holds its
-//! scalar constants, whose ranges [`check`] asserts when a model is parsed.
+//! The engine stores every channel count rounded up to a multiple of 8 ([`stored`]); the weights of channels beyond the
+//! architecture's are zero. Dense weights are in panels (`kernels/int8/mod.rs` says how), depthwise weights `[taps, channels]`; inputs of the
+//! 3x3 and 2x2 convolutions are ordered `(row, column, channel)`, each of the three rows of the 3x3 one rounded up to a multiple of 4. What
+//! each number means is in `docs/integer-arithmetic.md`; the last section of each unit holds its scalar constants, whose
+//! ranges [`check`] asserts when a model is parsed.
 
 use super::{Architecture, Dtype, Model, ModelError, Place, STAGES, SectionSpec};
 use crate::kernels::fixed::LayerNorm;
+use crate::kernels::int8::{Dense, Depthwise, GROUP, Norm, PANEL, Table};
 
 /// Fractional bits of the normalised input.
 pub const INPUT_FRACTION_BITS: u32 = 11;
 /// Fractional bits of the normalised values of the stem's two LayerNorms.
 pub const STEM_NORM_FRACTION_BITS: u32 = 10;
-/// Power of two of `initial gain` and `initial offset`.
-pub const VALUE_GAIN_BITS: u32 = 20;
-/// Power of two of `stem gain` and `stem offset`.
-pub const RESIDUAL_GAIN_BITS: u32 = 14;
 /// Fractional bits of the pooled mean on its way into the final LayerNorm.
 pub const POOL_BITS: u32 = 4;
 /// Fractional bits of a GRN norm.
 pub const NORM_BITS: u32 = 8;
+/// Fractional bits of a GRN norm's ratio to the mean norm.
+pub const RATIO_BITS: u32 = 16;
 /// Entries of a GELU table.
 pub const TABLE: usize = 256;
+/// Largest magnitude of an entry.
+pub const TABLE_MAX: i16 = 4095;
+/// Channel counts are multiples of this.
+pub const CHANNELS: usize = 8;
+
+/// A channel count as the engine stores it: rounded up to a multiple of [`CHANNELS`].
+pub const fn stored(channels: usize) -> usize {
+    channels.next_multiple_of(CHANNELS)
+}
+
+/// Inputs that a row of the initial 3x3 convolution takes in its weights.
+pub const fn initial_segment(bands: usize) -> usize {
+    (3 * bands).next_multiple_of(GROUP)
+}
+
+/// Values of a per-output section of a dense layer: whole panels.
+pub const fn panels(outputs: usize) -> usize {
+    outputs.next_multiple_of(PANEL)
+}
 
 /// Sections of the stem.
 pub const STEM_SECTIONS: usize = 14;
@@ -31,9 +51,9 @@ pub const BLOCK_SECTIONS: usize = 13;
 /// Sections of the head.
 pub const HEAD_SECTIONS: usize = 3;
 
-const STEM_CONSTANTS: usize = 11;
+const STEM_CONSTANTS: usize = 13;
 const DOWNSAMPLE_CONSTANTS: usize = 5;
-const BLOCK_CONSTANTS: usize = 11;
+const BLOCK_CONSTANTS: usize = 10;
 const HEAD_CONSTANTS: usize = 4;
 
 /// Index of the first section of `place`.
@@ -84,19 +104,19 @@ pub fn expected_section(arch: &Architecture, bands: usize, index: usize) -> Opti
 type Section = (&'static str, Dtype, usize);
 
 fn stem_section(arch: &Architecture, bands: usize, index: usize) -> Section {
-    let (d, k) = (arch.dim(0), arch.stem_stride());
+    let (d, k) = (stored(arch.dim(0)), arch.stem_stride());
     match index {
         0 => ("input multiplier", Dtype::I32, bands),
         1 => ("input offset", Dtype::I64, bands),
-        2 => ("initial convolution weight", Dtype::I8, d * 9 * bands),
-        3 => ("initial convolution bias", Dtype::I32, d),
-        4 => ("initial convolution multiplier", Dtype::I32, d),
+        2 => ("initial convolution weight", Dtype::I8, panels(d) * 3 * initial_segment(bands)),
+        3 => ("initial convolution bias", Dtype::I32, panels(d)),
+        4 => ("initial convolution multiplier", Dtype::I16, panels(d)),
         5 => ("initial norm gain", Dtype::I32, d),
         6 => ("initial norm offset", Dtype::I32, d),
         7 => ("GELU table", Dtype::I16, TABLE),
         8 => ("stem weight", Dtype::I8, k * k * d),
         9 => ("stem bias", Dtype::I32, d),
-        10 => ("stem multiplier", Dtype::I32, d),
+        10 => ("stem multiplier", Dtype::I16, d),
         11 => ("stem norm gain", Dtype::I32, d),
         12 => ("stem norm offset", Dtype::I32, d),
         _ => ("constants", Dtype::I32, STEM_CONSTANTS),
@@ -104,29 +124,30 @@ fn stem_section(arch: &Architecture, bands: usize, index: usize) -> Section {
 }
 
 fn downsample_section(arch: &Architecture, stage: usize, index: usize) -> Section {
-    let (before, d) = (arch.dim(stage - 1), arch.dim(stage));
+    let (before, d) = (stored(arch.dim(stage - 1)), stored(arch.dim(stage)));
     match index {
-        0 => ("convolution weight", Dtype::I8, d * 4 * before),
-        1 => ("convolution bias", Dtype::I32, d),
-        2 => ("convolution multiplier", Dtype::I32, d),
+        0 => ("convolution weight", Dtype::I8, panels(d) * 4 * before),
+        1 => ("convolution bias", Dtype::I32, panels(d)),
+        2 => ("convolution multiplier", Dtype::I16, panels(d)),
         _ => ("constants", Dtype::I32, DOWNSAMPLE_CONSTANTS),
     }
 }
 
 fn block_section(d: usize, index: usize) -> Section {
+    let d = stored(d);
     match index {
         0 => ("depthwise weight", Dtype::I8, 49 * d),
         1 => ("depthwise bias", Dtype::I32, d),
-        2 => ("depthwise multiplier", Dtype::I32, d),
+        2 => ("depthwise multiplier", Dtype::I16, d),
         3 => ("pointwise 1 weight", Dtype::I8, 4 * d * d),
         4 => ("pointwise 1 bias", Dtype::I32, 4 * d),
-        5 => ("pointwise 1 multiplier", Dtype::I32, 4 * d),
+        5 => ("pointwise 1 multiplier", Dtype::I16, 4 * d),
         6 => ("GELU table", Dtype::I16, TABLE),
         7 => ("GRN gain", Dtype::I32, 4 * d),
         8 => ("GRN slope", Dtype::I32, 4 * d),
-        9 => ("pointwise 2 weight", Dtype::I8, 4 * d * d),
-        10 => ("pointwise 2 bias", Dtype::I32, d),
-        11 => ("pointwise 2 multiplier", Dtype::I32, d),
+        9 => ("pointwise 2 weight", Dtype::I8, panels(d) * 4 * d),
+        10 => ("pointwise 2 bias", Dtype::I32, panels(d)),
+        11 => ("pointwise 2 multiplier", Dtype::I16, panels(d)),
         _ => ("constants", Dtype::I32, BLOCK_CONSTANTS),
     }
 }
@@ -161,7 +182,13 @@ impl<'a> Reader<'a> {
         value.clamp(min, max)
     }
 
+    /// Of an accumulator.
     fn shift(&mut self) -> u32 {
+        self.next(0, 31) as u32
+    }
+
+    /// Of a 64-bit product.
+    fn wide_shift(&mut self) -> u32 {
         self.next(1, 62) as u32
     }
 
@@ -177,7 +204,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Checks the ranges of all constants of an int8 model.
+/// Checks the ranges of all constants, multipliers and tables of an int8 model.
 pub fn check(model: &Model<'_>) -> Result<(), ModelError> {
     let arch = model.architecture();
     for (place, sections) in places(arch) {
@@ -192,13 +219,22 @@ pub fn check(model: &Model<'_>) -> Result<(), ModelError> {
         if let (Some(element), Some(spec)) = (reader.bad, model.expected(index)) {
             return Err(ModelError::OutOfRange { index, spec, element });
         }
+        // The sections of i16 are multipliers, which are not negative, and tables, which have 256 entries of 12 bits and a sign.
+        for index in start(arch, place)..index {
+            let Some(spec) = model.expected(index).filter(|spec| spec.dtype == Dtype::I16) else { continue };
+            let range = if spec.name == "GELU table" { -TABLE_MAX..=TABLE_MAX } else { 0..=i16::MAX };
+            let values: &[i16] = model.section(index);
+            if let Some(element) = values.iter().position(|v| !range.contains(v)) {
+                return Err(ModelError::OutOfRange { index, spec, element });
+            }
+        }
     }
     Ok(())
 }
 
-static ZERO_TABLE: [i16; TABLE] = [0; TABLE];
+static ZERO_TABLE: Table = [0; TABLE];
 
-fn table<'a>(model: &Model<'a>, index: usize) -> &'a [i16; TABLE] {
+fn table<'a>(model: &Model<'a>, index: usize) -> &'a Table {
     model.section(index).try_into().unwrap_or(&ZERO_TABLE)
 }
 
@@ -218,7 +254,7 @@ macro_rules! unit {
         #[derive(Clone, Copy)]
         pub(crate) struct $unit<'a> {
             $(pub $section: &'a [$type],)*
-            $(pub $table: &'a [i16; TABLE],)?
+            $(pub $table: &'a Table,)?
             $(pub $constant: $constant_type,)*
         }
 
@@ -242,20 +278,22 @@ unit! {
         input_offset: i64 = 1,
         initial_weight: i8 = 2,
         initial_bias: i32 = 3,
-        initial_multiplier: i32 = 4,
+        initial_multiplier: i16 = 4,
         initial_gain: i32 = 5,
         initial_offset: i32 = 6,
         stem_weight: i8 = 8,
         stem_bias: i32 = 9,
-        stem_multiplier: i32 = 10,
+        stem_multiplier: i16 = 10,
         stem_gain: i32 = 11,
         stem_offset: i32 = 12,
     } gelu = 7; {
-        input_shift: u32 = |r| r.shift(),
+        input_shift: u32 = |r| r.wide_shift(),
         initial_shift: u32 = |r| r.shift(),
         initial_norm: LayerNorm = |r| r.layer_norm(),
+        initial_affine_shift: u32 = |r| r.shift(),
         stem_shift: u32 = |r| r.shift(),
         stem_norm: LayerNorm = |r| r.layer_norm(),
+        stem_affine_shift: u32 = |r| r.shift(),
     }
 }
 
@@ -264,7 +302,7 @@ unit! {
     Downsample, DownsampleConstants {
         weight: i8 = 0,
         bias: i32 = 1,
-        multiplier: i32 = 2,
+        multiplier: i16 = 2,
     }; {
         norm: LayerNorm = |r| r.layer_norm(),
         shift: u32 = |r| r.shift(),
@@ -276,22 +314,21 @@ unit! {
     Block, BlockConstants {
         depthwise_weight: i8 = 0,
         depthwise_bias: i32 = 1,
-        depthwise_multiplier: i32 = 2,
+        depthwise_multiplier: i16 = 2,
         expand_weight: i8 = 3,
         expand_bias: i32 = 4,
-        expand_multiplier: i32 = 5,
+        expand_multiplier: i16 = 5,
         grn_gain: i32 = 7,
         grn_slope: i32 = 8,
         project_weight: i8 = 9,
         project_bias: i32 = 10,
-        project_multiplier: i32 = 11,
+        project_multiplier: i16 = 11,
     } gelu = 6; {
         depthwise_shift: u32 = |r| r.shift(),
         norm: LayerNorm = |r| r.layer_norm(),
         expand_shift: u32 = |r| r.shift(),
         zero_point: i32 = |r| r.next(-128, 127),
         grn_epsilon: u64 = |r| r.wide(),
-        grn_shift: u32 = |r| r.next(1, 30) as u32,
         project_shift: u32 = |r| r.shift(),
     }
 }
@@ -303,12 +340,44 @@ unit! {
         offset: i64 = 1,
     }; {
         epsilon: u64 = |r| r.wide(),
-        shift: u32 = |r| r.shift(),
+        shift: u32 = |r| r.wide_shift(),
         fraction_bits: u32 = |r| r.next(0, 24) as u32,
     }
 }
 
+/// The constants of a LayerNorm over `channels` channels.
+fn norm(constants: LayerNorm, channels: usize) -> Norm {
+    Norm { constants, count: channels as u32, channels: stored(channels) }
+}
+
 impl<'a> Stem<'a> {
+    /// The initial convolution.
+    pub(crate) fn initial(&self, arch: &Architecture, bands: usize) -> Dense<'a> {
+        Dense {
+            weight: self.initial_weight,
+            bias: self.initial_bias,
+            multiplier: self.initial_multiplier,
+            shift: self.initial_shift,
+            inputs: 3 * initial_segment(bands),
+            outputs: stored(arch.dim(0)),
+        }
+    }
+
+    /// The depthwise stem.
+    pub(crate) fn stem(&self) -> Depthwise<'a> {
+        Depthwise {
+            weight: self.stem_weight,
+            bias: self.stem_bias,
+            multiplier: self.stem_multiplier,
+            shift: self.stem_shift,
+        }
+    }
+
+    /// The LayerNorms after the two.
+    pub(crate) fn norms(&self, arch: &Architecture) -> [Norm; 2] {
+        [self.initial_norm, self.stem_norm].map(|constants| norm(constants, arch.dim(0)))
+    }
+
     /// The stem of an int8 model.
     pub(crate) fn of(model: &Model<'a>) -> Self {
         Self::at(model, start(model.architecture(), Place::Stem), STEM_SECTIONS)
@@ -316,6 +385,19 @@ impl<'a> Stem<'a> {
 }
 
 impl<'a> Downsample<'a> {
+    /// The LayerNorm and the convolution.
+    pub(crate) fn layers(&self, arch: &Architecture, stage: usize) -> (Norm, Dense<'a>) {
+        let layer = Dense {
+            weight: self.weight,
+            bias: self.bias,
+            multiplier: self.multiplier,
+            shift: self.shift,
+            inputs: 4 * stored(arch.dim(stage - 1)),
+            outputs: stored(arch.dim(stage)),
+        };
+        (norm(self.norm, arch.dim(stage - 1)), layer)
+    }
+
     /// The downsampling before `stage`, 1 to 3.
     pub(crate) fn of(model: &Model<'a>, stage: usize) -> Self {
         Self::at(model, start(model.architecture(), Place::Downsample { stage: stage as u8 }), DOWNSAMPLE_SECTIONS)
@@ -323,6 +405,41 @@ impl<'a> Downsample<'a> {
 }
 
 impl<'a> Block<'a> {
+    /// The depthwise convolution and the LayerNorm over `channels` channels.
+    pub(crate) fn spatial(&self, channels: usize) -> (Depthwise<'a>, Norm) {
+        let layer = Depthwise {
+            weight: self.depthwise_weight,
+            bias: self.depthwise_bias,
+            multiplier: self.depthwise_multiplier,
+            shift: self.depthwise_shift,
+        };
+        (layer, norm(self.norm, channels))
+    }
+
+    /// The first pointwise layer.
+    pub(crate) fn expand(&self, channels: usize) -> Dense<'a> {
+        Dense {
+            weight: self.expand_weight,
+            bias: self.expand_bias,
+            multiplier: self.expand_multiplier,
+            shift: self.expand_shift,
+            inputs: stored(channels),
+            outputs: 4 * stored(channels),
+        }
+    }
+
+    /// The second pointwise layer.
+    pub(crate) fn project(&self, channels: usize) -> Dense<'a> {
+        Dense {
+            weight: self.project_weight,
+            bias: self.project_bias,
+            multiplier: self.project_multiplier,
+            shift: self.project_shift,
+            inputs: 4 * stored(channels),
+            outputs: stored(channels),
+        }
+    }
+
     /// Block `block` of `stage`.
     pub(crate) fn of(model: &Model<'a>, stage: usize, block: usize) -> Self {
         let place = Place::Block { stage: stage as u8, block: block as u8 };

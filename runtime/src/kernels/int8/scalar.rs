@@ -1,0 +1,197 @@
+//! The integer kernels in plain Rust, on every processor: the specification of all others.
+//!
+//! The functions that have no inner product are `#[inline(always)]` and free of branches on data, so that another set can compile them
+//! with its own instructions and let the compiler vectorise them.
+
+use super::*;
+use crate::kernels::fixed::*;
+
+/// Plain Rust.
+pub static SCALAR: Int8Kernels = Int8Kernels {
+    name: "scalar",
+    prepare,
+    initial,
+    stem: |rows, side, padding, layer, output| stem(rows, side, padding, layer, output),
+    layer_norm_i16: |values, norm| layer_norm_i16(values, norm),
+    affine: |values, gain, offset, shift| affine(values, gain, offset, shift),
+    lookup: |values, table| lookup(values, table),
+    depthwise,
+    layer_norm: |values, norm, output| layer_norm(values, norm, output),
+    expand,
+    activate: |values, table, multipliers| activate(values, table, multipliers),
+    project,
+    square_roots: |values| square_roots(values),
+};
+
+/// The table's value for an index of -128..=127.
+#[inline(always)]
+pub fn gelu(table: &Table, index: i8) -> i16 {
+    table[usize::from(index as u8 ^ 0x80)]
+}
+
+/// The bias as it is.
+pub fn prepare(layer: &Dense<'_>, bias: &mut [i32]) {
+    bias.copy_from_slice(layer.bias);
+}
+
+/// The accumulator of one output: `input` holds as many values as there are weights.
+#[inline(always)]
+fn dot(bias: i32, weight: &[i8], output: usize, inputs: impl Iterator<Item = [i32; GROUP]>) -> i32 {
+    let groups = weight.chunks_exact(PANEL * GROUP);
+    groups.zip(inputs).fold(bias, |sum, (group, x)| {
+        let w = &group[output * GROUP..][..GROUP];
+        w.iter().zip(x).fold(sum, |sum, (&w, x)| sum.wrapping_add(i32::from(w) * x))
+    })
+}
+
+/// The weights of the panel of `output`.
+#[inline(always)]
+fn panel<'a>(layer: &Dense<'a>, output: usize) -> &'a [i8] {
+    let len = layer.inputs * PANEL;
+    &layer.weight[output / PANEL * len..][..len]
+}
+
+/// The requantized value of one output for i8 inputs.
+#[inline(always)]
+fn dense(input: &[i8], layer: &Dense<'_>, output: usize) -> i32 {
+    let inputs = input.as_chunks::<GROUP>().0.iter().map(|x| x.map(i32::from));
+    let acc = dot(layer.bias[output], panel(layer, output), output % PANEL, inputs);
+    requantize(acc, layer.multiplier[output], layer.shift)
+}
+
+fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
+    let segment = layer.inputs / 3;
+    for (pixel, output) in output.chunks_exact_mut(layer.outputs).enumerate() {
+        let rows = rows.map(|row| row[pixel * bands..][..segment].as_chunks::<GROUP>().0);
+        for (o, output) in output.iter_mut().enumerate() {
+            let inputs = rows.iter().flat_map(|row| row.iter()).map(|x| x.map(i32::from));
+            let acc = dot(layer.bias[o], panel(layer, o), o % PANEL, inputs);
+            *output = requantize(acc, layer.multiplier[o], layer.shift) as i16;
+        }
+    }
+}
+
+/// See [`Int8Kernels::stem`].
+#[inline(always)]
+pub fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output: &mut [i16]) {
+    let channels = layer.bias.len();
+    let width = rows.len() / (side * channels);
+    for (x, output) in output.chunks_exact_mut(channels).enumerate() {
+        for (c, output) in output.iter_mut().enumerate() {
+            let mut acc = layer.bias[c];
+            for tap in 0..side * side {
+                let column = (x * side + tap % side).wrapping_sub(padding);
+                if column < width {
+                    let value = rows[(tap / side * width + column) * channels + c];
+                    acc = acc.wrapping_add(i32::from(value) * i32::from(layer.weight[tap * channels + c]));
+                }
+            }
+            *output = requantize(acc, layer.multiplier[c], layer.shift) as i16;
+        }
+    }
+}
+
+/// Sum and sum of squares of one position.
+#[inline(always)]
+fn moments(values: &[i16]) -> (i32, u64) {
+    let sum = values.iter().map(|&v| i32::from(v)).sum();
+    let squares = values.iter().map(|&v| u64::from((i32::from(v) * i32::from(v)) as u32)).sum();
+    (sum, squares)
+}
+
+#[inline(always)]
+fn normalizer(values: &[i16], norm: &Norm, reciprocal: u32) -> Normalizer {
+    let (sum, squares) = moments(values);
+    norm.constants.normalizer(sum, squares, norm.count, reciprocal)
+}
+
+/// See [`Int8Kernels::layer_norm_i16`].
+#[inline(always)]
+pub fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
+    let reciprocal = reciprocal(norm.count);
+    for pixel in values.chunks_exact_mut(norm.channels) {
+        let normalizer = normalizer(pixel, norm, reciprocal);
+        pixel.iter_mut().for_each(|v| *v = normalizer.apply(*v).clamp(-8192, 8191) as i16);
+    }
+}
+
+/// See [`Int8Kernels::affine`].
+#[inline(always)]
+pub fn affine(values: &mut [i16], gain: &[i32], offset: &[i32], shift: u32) {
+    for pixel in values.chunks_exact_mut(gain.len()) {
+        for ((value, &gain), &offset) in pixel.iter_mut().zip(gain).zip(offset) {
+            *value = saturate_i16(i32::from(*value).wrapping_mul(gain).wrapping_add(offset) >> (shift & 31));
+        }
+    }
+}
+
+/// See [`Int8Kernels::lookup`].
+#[inline(always)]
+pub fn lookup(values: &mut [i16], table: &Table) {
+    values.iter_mut().for_each(|v| *v = gelu(table, saturate_i8(i32::from(*v))));
+}
+
+fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [i16]) {
+    const HALF: usize = DEPTHWISE_SIDE / 2;
+    let channels = rows.channels;
+    let places = area.y.clone().flat_map(|y| area.x.clone().map(move |x| (y, x)));
+    for ((y, x), output) in places.zip(output.chunks_exact_mut(channels)) {
+        let columns = x.saturating_sub(HALF)..(x + HALF + 1).min(rows.side);
+        for (c, output) in output.iter_mut().enumerate() {
+            let mut acc = layer.bias[c];
+            for row in y.saturating_sub(HALF)..(y + HALF + 1).min(rows.side) {
+                let values = rows.row(row);
+                for column in columns.clone() {
+                    let tap = (row + HALF - y) * DEPTHWISE_SIDE + column + HALF - x;
+                    let (value, weight) = (values[column * channels + c], layer.weight[tap * channels + c]);
+                    acc = acc.wrapping_add(i32::from(value) * i32::from(weight));
+                }
+            }
+            *output = requantize(acc, layer.multiplier[c], layer.shift) as i16;
+        }
+    }
+}
+
+/// See [`Int8Kernels::layer_norm`]; signed bytes.
+#[inline(always)]
+pub fn layer_norm(values: &[i16], norm: &Norm, output: &mut [i8]) {
+    let reciprocal = reciprocal(norm.count);
+    for (pixel, output) in values.chunks_exact(norm.channels).zip(output.chunks_exact_mut(norm.channels)) {
+        let normalizer = normalizer(pixel, norm, reciprocal);
+        output.iter_mut().zip(pixel).for_each(|(to, &v)| *to = saturate_i8(normalizer.apply(v)));
+    }
+}
+
+fn expand(input: &[i8], layer: &Dense<'_>, gelu_at: &Gelu<'_>, output: &mut [i8], squares: &mut [u64]) {
+    for (input, output) in input.chunks_exact(layer.inputs).zip(output.chunks_exact_mut(layer.outputs)) {
+        for (o, (index, squares)) in output.iter_mut().zip(squares.iter_mut()).enumerate() {
+            *index = saturate_i8(dense(input, layer, o) + gelu_at.zero_point);
+            let value = i32::from(gelu(gelu_at.table, *index));
+            *squares += u64::from((value * value) as u32);
+        }
+    }
+}
+
+/// See [`Int8Kernels::activate`]; signed bytes.
+#[inline(always)]
+pub fn activate(values: &mut [i8], table: &Table, multipliers: &[i16]) {
+    for pixel in values.chunks_exact_mut(multipliers.len()) {
+        for (value, &multiplier) in pixel.iter_mut().zip(multipliers) {
+            *value = saturate_i8(multiply_q15(gelu(table, *value), multiplier));
+        }
+    }
+}
+
+fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
+    for (input, residual) in input.chunks_exact(layer.inputs).zip(residual.chunks_exact_mut(layer.outputs)) {
+        for (o, value) in residual.iter_mut().enumerate() {
+            *value = saturate_i16(i32::from(*value) + dense(input, layer, o));
+        }
+    }
+}
+
+/// See [`Int8Kernels::square_roots`].
+#[inline(always)]
+pub fn square_roots(values: &mut [u32]) {
+    values.iter_mut().for_each(|v| *v = isqrt32(*v));
+}
