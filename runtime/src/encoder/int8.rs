@@ -10,7 +10,7 @@ use super::arena::Arena;
 use super::cursor::Cursor;
 use crate::Tile;
 use crate::kernels::fixed::*;
-use crate::kernels::int8::{Area, Gelu, Int8Kernels, RING_ROWS, Rows};
+use crate::kernels::int8::{Area, FloatBand, Gelu, Int8Kernels, RING_ROWS, Rows};
 use crate::model::int8_layout::{
     Block, Downsample, Head, INPUT_FRACTION_BITS, NORM_BITS, POOL_BITS, RATIO_BITS, Stem, stored,
 };
@@ -171,18 +171,18 @@ impl<'m> Engine<'m> {
                 let value = value.clamp(i64::from(i16::MIN), i64::from(i16::MAX)) as i16;
                 if i32::from(stored) == no_data { 0 } else { value }
             };
-            let scale = (1 << INPUT_FRACTION_BITS) as f32 / band.std;
-            let float = |stored: f32| {
-                let value = libm::rintf((stored - band.mean) * scale) as i16;
-                if !stored.is_finite() || band.no_data == Some(stored) { 0 } else { value }
-            };
             let from = (b * side + y) * side;
             let from = from..from + side;
-            let to = row.iter_mut().skip(b).step_by(bands.len());
+            let row = row.get_mut(b..).unwrap_or_default();
+            let to = row.iter_mut().step_by(bands.len());
             match tile {
                 Tile::U8(v) => to.zip(&v[from]).for_each(|(to, &v)| *to = integer(u16::from(v))),
                 Tile::U16(v) => to.zip(&v[from]).for_each(|(to, &v)| *to = integer(v)),
-                Tile::F32(v) => to.zip(&v[from]).for_each(|(to, &v)| *to = float(v)),
+                Tile::F32(v) => {
+                    let scale = (1 << INPUT_FRACTION_BITS) as f32 / band.std;
+                    let band = FloatBand { mean: band.mean, scale, no_data: band.no_data };
+                    (self.kernels.input)(&v[from], &band, row, bands.len());
+                }
             }
         }
     }

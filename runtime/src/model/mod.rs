@@ -47,15 +47,7 @@ pub const KIND_TENSOR: u8 = 0;
 /// Kinds from here on may be ignored by readers that do not know them.
 pub const KIND_ANCILLARY: u8 = 0x80;
 
-#[cfg(feature = "fast-crc")]
-static CRC: crc::Crc<u32, crc::Table<16>> = crc::Crc::<u32, crc::Table<16>>::new(&crc::CRC_32_ISCSI);
-#[cfg(not(feature = "fast-crc"))]
-static CRC: crc::Crc<u32, crc::Table<1>> = crc::Crc::<u32, crc::Table<1>>::new(&crc::CRC_32_ISCSI);
-
-/// CRC-32C (Castagnoli; RFC 3720, appendix B.4) of `bytes`.
-pub fn crc32c(bytes: &[u8]) -> u32 {
-    CRC.checksum(bytes)
-}
+pub use crate::kernels::crc::crc32c;
 
 /// A checked model, borrowed from the bytes of its file.
 #[derive(Clone, Debug)]

@@ -15,6 +15,10 @@
 //! [`Int8Kernels::project`] belong to the set: VNNI multiplies unsigned by signed bytes, so that its set stores `value ^ 0x80` and
 //! corrects the bias in [`Int8Kernels::prepare`]. What they leave in the residual map may not.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_spatial;
 pub mod scalar;
 
 use crate::kernels::fixed::LayerNorm;
@@ -106,6 +110,17 @@ pub struct Norm {
     pub channels: usize,
 }
 
+/// How the values of a band of an f32 tile are normalised.
+#[derive(Clone, Copy, Debug)]
+pub struct FloatBand {
+    /// Taken off.
+    pub mean: f32,
+    /// Multiplied: 2048 over the standard deviation.
+    pub scale: f32,
+    /// The value that says "no data".
+    pub no_data: Option<f32>,
+}
+
 /// GELU of every index -128..=127, the index plus 128 its place.
 pub type Table = [i16; TABLE];
 
@@ -116,6 +131,8 @@ pub struct Int8Kernels {
     pub name: &'static str,
     /// The bias that this set wants for a layer with i8 inputs, from the one in the model file.
     pub prepare: fn(layer: &Dense<'_>, bias: &mut [i32]),
+    /// Values of one band of an f32 tile to i16 with 11 fractional bits, every `stride`th of `output`.
+    pub input: fn(values: &[f32], band: &FloatBand, output: &mut [i16], stride: usize),
     /// Initial 3x3 convolution of one row of pixels: `rows` are three input rows `[width + 2, bands]` and at least 3 values beyond;
     /// the layer's inputs are ordered (row, column, band), each row rounded up to a multiple of 4. Output `[pixels, outputs]`.
     pub initial: fn(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]),
@@ -159,13 +176,26 @@ impl Int8Kernels {
 
     /// The sets that this processor runs, slowest first.
     pub fn available() -> impl Iterator<Item = &'static Self> {
-        [&scalar::SCALAR].into_iter()
+        [&scalar::SCALAR].into_iter().chain(arch_sets())
     }
 
     /// The set of this name, if this processor runs it.
     pub fn by_name(name: &str) -> Option<&'static Self> {
         Self::available().find(|set| set.name == name)
     }
+}
+
+/// The sets that need an instruction set, if this processor has it.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
+    let has = crate::kernels::cpu::features();
+    [(has.vnni && has.vbmi, &avx512::AVX512_VNNI)].into_iter().filter(|(here, _)| *here).map(|(_, set)| set)
+}
+
+/// The sets that need an instruction set, if this processor has it.
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
+fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
+    core::iter::empty()
 }
 
 impl core::fmt::Debug for Int8Kernels {

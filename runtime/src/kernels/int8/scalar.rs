@@ -5,11 +5,13 @@
 
 use super::*;
 use crate::kernels::fixed::*;
+use crate::model::int8_layout::CHANNELS;
 
 /// Plain Rust.
 pub static SCALAR: Int8Kernels = Int8Kernels {
     name: "scalar",
     prepare,
+    input: |values, band, output, stride| input(values, band, output, stride),
     initial,
     stem: |rows, side, padding, layer, output| stem(rows, side, padding, layer, output),
     layer_norm_i16: |values, norm| layer_norm_i16(values, norm),
@@ -32,6 +34,28 @@ pub fn gelu(table: &Table, index: i8) -> i16 {
 /// The bias as it is.
 pub fn prepare(layer: &Dense<'_>, bias: &mut [i32]) {
     bias.copy_from_slice(layer.bias);
+}
+
+/// See [`Int8Kernels::input`].
+#[inline(always)]
+pub fn input(values: &[f32], band: &FloatBand, output: &mut [i16], stride: usize) {
+    /// 1.5 * 2^23: what is added to it loses its fraction, rounded to nearest even.
+    const INTEGERS: f32 = 12_582_912.0;
+    const LANES: usize = 16;
+    let one = |stored: f32| {
+        let value = (stored - band.mean) * band.scale;
+        let rounded = value.clamp(-32768.0, 32767.0) + INTEGERS;
+        let integer = rounded.to_bits().wrapping_sub(INTEGERS.to_bits()) as i16;
+        let missing = !stored.is_finite() | value.is_nan() | (band.no_data == Some(stored));
+        if missing { 0 } else { integer }
+    };
+    let (blocks, rest) = values.as_chunks::<LANES>();
+    let mut to = output.iter_mut().step_by(stride);
+    for block in blocks {
+        let block = block.map(one);
+        block.iter().zip(&mut to).for_each(|(&v, to)| *to = v);
+    }
+    rest.iter().zip(to).for_each(|(&v, to)| *to = one(v));
 }
 
 /// The accumulator of one output: `input` holds as many values as there are weights.
@@ -77,16 +101,24 @@ pub fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, ou
     let channels = layer.bias.len();
     let width = rows.len() / (side * channels);
     for (x, output) in output.chunks_exact_mut(channels).enumerate() {
-        for (c, output) in output.iter_mut().enumerate() {
-            let mut acc = layer.bias[c];
+        for (block, output) in output.as_chunks_mut::<CHANNELS>().0.iter_mut().enumerate() {
+            let first = block * CHANNELS;
+            let mut acc = [0; CHANNELS];
+            acc.copy_from_slice(&layer.bias[first..first + CHANNELS]);
             for tap in 0..side * side {
                 let column = (x * side + tap % side).wrapping_sub(padding);
                 if column < width {
-                    let value = rows[(tap / side * width + column) * channels + c];
-                    acc = acc.wrapping_add(i32::from(value) * i32::from(layer.weight[tap * channels + c]));
+                    let values = &rows[(tap / side * width + column) * channels + first..][..CHANNELS];
+                    let weights = &layer.weight[tap * channels + first..][..CHANNELS];
+                    for c in 0..CHANNELS {
+                        acc[c] = acc[c].wrapping_add(i32::from(values[c]) * i32::from(weights[c]));
+                    }
                 }
             }
-            *output = requantize(acc, layer.multiplier[c], layer.shift) as i16;
+            let multiplier = &layer.multiplier[first..first + CHANNELS];
+            for c in 0..CHANNELS {
+                output[c] = requantize(acc[c], multiplier[c], layer.shift) as i16;
+            }
         }
     }
 }
