@@ -278,9 +278,8 @@ unsafe fn add_squares(index: *const i8, stride: usize, pixels: usize, planes: &P
         }
         for half in 0..2 {
             // Even and odd channels interleaved: per lane of four pairs.
-            let sums = acc[half].map(|v| {
-                _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v))
-            });
+            let sums =
+                acc[half].map(|v| _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v)));
             // Each 128-bit lane: channels 0 2 4 6 (8 more in the second half) of its group of eight.
             let low = _mm256_unpacklo_epi32(sums[0], sums[1]);
             let high = _mm256_unpackhi_epi32(sums[0], sums[1]);
@@ -364,8 +363,10 @@ fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
                     let acc = tile::<P, 2>(input.as_ptr().add(first * inputs), weight, inputs, bias);
                     for p in 0..P {
                         let at = residual.as_mut_ptr().add((first + p) * outputs + o);
-                        let sum =
-                            _mm512_adds_epi16(_mm512_maskz_loadu_epi16(mask, at), requantize(acc[p], shift, multiplier));
+                        let sum = _mm512_adds_epi16(
+                            _mm512_maskz_loadu_epi16(mask, at),
+                            requantize(acc[p], shift, multiplier),
+                        );
                         _mm512_mask_storeu_epi16(at, mask, sum);
                     }
                 });
@@ -378,7 +379,11 @@ fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
                         let at = residual.as_mut_ptr().add((first + p) * outputs + o);
                         let narrow = _mm512_cvtsepi32_epi16(_mm512_sra_epi32(acc[p][0], shift));
                         let update = _mm256_mulhrs_epi16(narrow, multiplier);
-                        _mm256_mask_storeu_epi16(at, mask, _mm256_adds_epi16(_mm256_maskz_loadu_epi16(mask, at), update));
+                        _mm256_mask_storeu_epi16(
+                            at,
+                            mask,
+                            _mm256_adds_epi16(_mm256_maskz_loadu_epi16(mask, at), update),
+                        );
                     }
                 });
             }

@@ -110,9 +110,8 @@ unsafe fn block<const V: usize>(
         let mut bias = [_mm512_setzero_si512(); V];
         if V == 2 {
             // In the order of the interleaved values.
-            let [a, b] = [0, 16].map(|i| {
-                _mm512_maskz_loadu_epi32((mask >> i) as u16, layer.bias.as_ptr().wrapping_add(c + i))
-            });
+            let [a, b] =
+                [0, 16].map(|i| _mm512_maskz_loadu_epi32((mask >> i) as u16, layer.bias.as_ptr().wrapping_add(c + i)));
             bias[0] = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), b);
             bias[V - 1] = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), b);
         } else {

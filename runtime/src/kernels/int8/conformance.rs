@@ -250,7 +250,7 @@ fn layer_norm_then_expand() {
     for set in sets() {
         let mut random = Random(1);
         for round in 0..240 {
-            let (inputs, outputs, pixels) = (channels(&mut random), channels(&mut random), pixels(&mut random));
+            let (inputs, outputs, pixels) = (channels(&mut random), 32 * random.size(1, 12), pixels(&mut random));
             let what = format!("{} round {round}: {pixels} pixels, {inputs} to {outputs}", set.name);
             let layer = Layer::random(&mut random, inputs, outputs);
             let (norm, values, table) = (random.norm(inputs), random.i16s(pixels * inputs), random.table());
@@ -314,15 +314,15 @@ fn the_largest_products() {
             for inputs in [8, 16, 24, 320, 1280, 11264] {
                 let what = format!("{}: {inputs} inputs of the sign of {value}, weights {weight}", set.name);
                 let layer = Layer {
-                    weight: vec![weight; inputs * PANEL],
-                    bias: vec![0; PANEL],
-                    multiplier: vec![32767; PANEL],
+                    weight: vec![weight; 2 * inputs * PANEL],
+                    bias: vec![0; 2 * PANEL],
+                    multiplier: vec![32767; 2 * PANEL],
                     shift: inputs.ilog2() + 1,
                     inputs,
-                    outputs: PANEL,
+                    outputs: 2 * PANEL,
                 };
                 let (table, indices, multipliers) = ([value; TABLE], vec![0; 9 * inputs], vec![32767; inputs]);
-                let (residual, gelu) = ([0; 9 * PANEL], Gelu { zero_point: 0, table: &table });
+                let (residual, gelu) = ([0; 18 * PANEL], Gelu { zero_point: 0, table: &table });
                 // A mean over an eighth of the values lies beyond them all, so that they end on its other side.
                 let constants = LayerNorm { gain: (1 << 29) - 1, exponent: 0, epsilon: 0 };
                 let norm = Norm { constants, count: (inputs / 8) as u32, channels: inputs };
@@ -330,7 +330,7 @@ fn the_largest_products() {
                 let [found, expected] = [set, &SCALAR].map(|set| {
                     let bytes = guarded(&indices, 99, &what, |bytes| (set.activate)(bytes, &table, &multipliers));
                     let normalised = layer_norm(set, &values, &norm, &what);
-                    let expanded = layer.expand(set, &normalised, &gelu, &[0; PANEL], &what);
+                    let expanded = layer.expand(set, &normalised, &gelu, &[0; 2 * PANEL], &what);
                     (
                         layer.project(set, &bytes, &residual, &what),
                         layer.project(set, &normalised, &residual, &what),

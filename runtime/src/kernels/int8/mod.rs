@@ -19,6 +19,8 @@
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_spatial;
+#[cfg(test)]
+mod conformance;
 pub mod scalar;
 
 use crate::kernels::fixed::LayerNorm;
@@ -148,7 +150,7 @@ pub struct Int8Kernels {
     pub depthwise: fn(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [i16]),
     /// LayerNorm without affine to the set's 8-bit inputs.
     pub layer_norm: fn(values: &[i16], norm: &Norm, output: &mut [i8]),
-    /// First pointwise layer: GELU indices `[pixels, outputs]` from `[pixels, inputs]`; adds the squares of the table's values to
+    /// First pointwise layer: GELU indices `[pixels, outputs]` from `[pixels, inputs]`, outputs a multiple of 32; adds the squares of the table's values to
     /// the channels' sums. At most [`MAX_STRIP`] pixels.
     pub expand: fn(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, output: &mut [i8], squares: &mut [u64]),
     /// GELU indices to the set's 8-bit inputs, in place: `sat8((table[index + 128] * multiplier + 2^14) >> 15)`.
