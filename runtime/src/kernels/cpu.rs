@@ -30,6 +30,8 @@ pub(crate) struct Features {
     pub vbmi: bool,
     /// The VEX-encoded VNNI of ymm registers.
     pub avx_vnni: bool,
+    /// AMX tiles and their products of 8 bits, and the system lets this process use them.
+    pub amx: bool,
 }
 
 /// Set in [`KNOWN`] once the other bits are valid.
@@ -49,7 +51,7 @@ pub(crate) fn features() -> Features {
 
 impl Features {
     fn to_bits(self) -> u16 {
-        let all = [self.crc32, self.avx2, self.fma, self.f16c, self.avx512, self.vnni, self.vbmi, self.avx_vnni];
+        let all = [self.crc32, self.avx2, self.fma, self.f16c, self.avx512, self.vnni, self.vbmi, self.avx_vnni, self.amx];
         all.iter().rev().fold(0, |bits, &on| bits << 1 | u16::from(on))
     }
 
@@ -64,6 +66,7 @@ impl Features {
             vnni: bit(5),
             vbmi: bit(6),
             avx_vnni: bit(7),
+            amx: bit(8),
         }
     }
 }
@@ -83,6 +86,7 @@ fn ask() -> Features {
     let extended = __cpuid_count(7, 0);
     let further = if extended.eax >= 1 { __cpuid_count(7, 1).eax } else { 0 };
     let avx2 = ymm && bit(extended.ebx, 5);
+    let tiles = xcr0 & 0x6_0000 == 0x6_0000 && bit(extended.edx, 24) && bit(extended.edx, 25);
     // F, DQ, BW, VL.
     let avx512 = avx2 && zmm && [16, 17, 30, 31].iter().all(|&index| bit(extended.ebx, index));
     Features {
@@ -94,7 +98,30 @@ fn ask() -> Features {
         vnni: avx512 && bit(extended.ecx, 11),
         vbmi: avx512 && bit(extended.ecx, 1),
         avx_vnni: avx2 && bit(further, 4),
+        amx: avx512 && tiles && request_tiles(),
     }
+}
+
+/// Asks the system for the tile registers, which are large enough that Linux gives them on request only
+/// (`Documentation/arch/x86/xstate.rst`). The answer holds for the whole process.
+#[cfg(all(target_os = "linux", not(miri)))]
+fn request_tiles() -> bool {
+    const ARCH_PRCTL: u64 = 158;
+    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+    const TILE_DATA: u64 = 18;
+    let result: i64;
+    // SAFETY: the call reads no memory; it overwrites rcx, r11 and rax.
+    unsafe {
+        core::arch::asm!("syscall", inlateout("rax") ARCH_PRCTL => result, in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") TILE_DATA, lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    result == 0
+}
+
+/// Who would have to be asked is not known here.
+#[cfg(not(all(target_os = "linux", not(miri))))]
+fn request_tiles() -> bool {
+    false
 }
 
 #[cfg(test)]
@@ -118,6 +145,8 @@ mod tests {
             vnni: avx512 && is_x86_feature_detected!("avx512vnni"),
             vbmi: avx512 && is_x86_feature_detected!("avx512vbmi"),
             avx_vnni: is_x86_feature_detected!("avxvnni"),
+            // `std` does not ask the system.
+            amx: features().amx,
         };
         // The first call asks, the second remembers.
         assert_eq!([features(), features()], [expected; 2]);
@@ -125,7 +154,7 @@ mod tests {
 
     #[test]
     fn bits_keep_every_feature() {
-        for bits in 0..256 {
+        for bits in 0..512 {
             assert_eq!(Features::from_bits(bits).to_bits(), bits);
         }
     }

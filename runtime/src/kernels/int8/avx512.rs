@@ -24,7 +24,7 @@
 
 use core::arch::x86_64::*;
 
-use super::avx512_spatial::{depthwise, layer_norm, layer_norm_i16};
+use super::avx512_spatial::{depthwise, dpwssd, layer_norm, layer_norm_i16};
 use super::*;
 
 /// AVX-512 with VNNI and VBMI.
@@ -38,13 +38,15 @@ pub static AVX512_VNNI: Int8Kernels = Int8Kernels {
     affine: |values, gain, offset, shift| unsafe { affine(values, gain, offset, shift) },
     lookup: |values, table| unsafe { lookup(values, table) },
     depthwise: |rows, area, layer, output| unsafe { depthwise(rows, area, layer, output) },
-    layer_norm: |values, norm, output| unsafe { layer_norm(values, norm, output) },
+    layer_norm: |values, norm, output| unsafe { layer_norm::<UNSIGNED>(values, norm, output) },
     expand: |input, layer, gelu, output, squares| unsafe { expand(input, layer, gelu, output, squares) },
-    activate: |values, table, multipliers| unsafe { activate(values, table, multipliers) },
+    activate: |values, table, multipliers| unsafe { activate::<UNSIGNED>(values, table, multipliers) },
     project: |input, layer, residual| unsafe { project(input, layer, residual) },
     square_roots: |values| unsafe { square_roots(values) },
 };
 
+/// What is flipped in a signed byte to add 128 and have it unsigned.
+const UNSIGNED: i8 = -128;
 /// Pixels of a tile.
 const PIXELS: usize = 12;
 
@@ -52,7 +54,7 @@ macro_rules! avx512 {
     ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? $body:block)*) => {
         $($(#[$doc])*
         #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-        fn $name($($arg: $type),*) $(-> $result)? $body)*
+        pub(super) fn $name($($arg: $type),*) $(-> $result)? $body)*
     };
 }
 
@@ -77,7 +79,7 @@ avx512! {
 }
 
 /// Whether a layer's slices are as long as its shape says.
-fn sound(layer: &Dense<'_>) -> bool {
+pub(super) fn sound(layer: &Dense<'_>) -> bool {
     let panels = layer.outputs.next_multiple_of(PANEL);
     layer.inputs.is_multiple_of(GROUP)
         && layer.outputs.is_multiple_of(8)
@@ -142,7 +144,7 @@ unsafe fn tile<const P: usize, const V: usize>(
 /// Two registers of accumulators to 32 requantized values in their order.
 #[inline]
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-fn requantize(acc: [__m512i; 2], shift: __m128i, multiplier: __m512i) -> __m512i {
+pub(super) fn requantize(acc: [__m512i; 2], shift: __m128i, multiplier: __m512i) -> __m512i {
     let narrow = _mm512_packs_epi32(_mm512_sra_epi32(acc[0], shift), _mm512_sra_epi32(acc[1], shift));
     let ordered = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), narrow);
     _mm512_mulhrs_epi16(ordered, multiplier)
@@ -211,7 +213,7 @@ fn expand(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, output: &mut [i8], s
 }
 
 /// The GELU table in two planes of bytes.
-struct Planes {
+pub(super) struct Planes {
     low: [__m512i; 4],
     high: [__m512i; 4],
 }
@@ -219,17 +221,18 @@ struct Planes {
 impl Planes {
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-    fn new(table: &Table) -> Self {
+    pub(super) fn new(table: &Table) -> Self {
         let (mut low, mut high) = ([_mm512_setzero_si512(); 4], [_mm512_setzero_si512(); 4]);
         for (i, entries) in table.as_chunks::<64>().0.iter().enumerate() {
             // SAFETY: 128 bytes are read from an array of 64 values of 16 bits.
-            let [a, b] = [0, 32].map(|at| unsafe { _mm512_loadu_si512(entries.as_ptr().add(at).cast()) });
-            let both = |shifted: [__m512i; 2]| {
-                let halves = shifted.map(|v| _mm512_cvtepi16_epi8(v));
-                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(halves[0]), halves[1])
+            let (a, b) = unsafe {
+                (_mm512_loadu_si512(entries.as_ptr().cast()), _mm512_loadu_si512(entries.as_ptr().add(32).cast()))
             };
-            low[i] = both([a, b]);
-            high[i] = both([_mm512_srli_epi16::<8>(a), _mm512_srli_epi16::<8>(b)]);
+            let both = |a: __m512i, b: __m512i| {
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(a)), _mm512_cvtepi16_epi8(b))
+            };
+            low[i] = both(a, b);
+            high[i] = both(_mm512_srli_epi16::<8>(a), _mm512_srli_epi16::<8>(b));
         }
         Self { low, high }
     }
@@ -255,7 +258,7 @@ impl Planes {
 /// `index` points at `pixels` rows, `stride` apart, of 32 bytes; `squares` at 32 values.
 #[inline]
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-unsafe fn add_squares(index: *const i8, stride: usize, pixels: usize, planes: &Planes, squares: *mut u64) {
+pub(super) unsafe fn add_squares(index: *const i8, stride: usize, pixels: usize, planes: &Planes, squares: *mut u64) {
     // SAFETY: as the caller promises.
     unsafe {
         // [channels 0-7 and 16-23, channels 8-15 and 24-31][even, odd], two pixels side by side.
@@ -271,7 +274,7 @@ unsafe fn add_squares(index: *const i8, stride: usize, pixels: usize, planes: &P
                 for odd in 0..2 {
                     let mask = [0x5555_5555u32, 0xaaaa_aaaa][odd];
                     let alone = _mm512_maskz_mov_epi16(mask, value);
-                    acc[half][odd] = _mm512_dpwssd_epi32(acc[half][odd], alone, alone);
+                    acc[half][odd] = dpwssd(acc[half][odd], alone, alone);
                 }
             }
             p += 2;
@@ -298,7 +301,7 @@ unsafe fn add_squares(index: *const i8, stride: usize, pixels: usize, planes: &P
 }
 
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-fn activate(values: &mut [i8], table: &Table, multipliers: &[i16]) {
+pub(super) fn activate<const FLIP: i8>(values: &mut [i8], table: &Table, multipliers: &[i16]) {
     let channels = multipliers.len();
     let pixels = values.len() / channels.max(1);
     let planes = Planes::new(table);
@@ -310,21 +313,21 @@ fn activate(values: &mut [i8], table: &Table, multipliers: &[i16]) {
             let at = |skip: usize| {
                 _mm512_maskz_loadu_epi16((mask >> skip) as u32, multipliers.as_ptr().wrapping_add(c + skip))
             };
-            let [a, b] = [at(0), at(32)];
+            let (a, b) = (at(0), at(32));
             let low = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), b);
             let high = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), b);
             for p in 0..pixels {
                 let at = values.as_mut_ptr().add(p * channels + c);
                 let [x, y] = planes.look_up(_mm512_maskz_loadu_epi8(mask, at));
                 let bytes = _mm512_packs_epi16(_mm512_mulhrs_epi16(x, low), _mm512_mulhrs_epi16(y, high));
-                _mm512_mask_storeu_epi8(at, mask, _mm512_xor_si512(bytes, _mm512_set1_epi8(-128)));
+                _mm512_mask_storeu_epi8(at, mask, _mm512_xor_si512(bytes, _mm512_set1_epi8(FLIP)));
             }
         }
     }
 }
 
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-fn lookup(values: &mut [i16], table: &Table) {
+pub(super) fn lookup(values: &mut [i16], table: &Table) {
     let planes = Planes::new(table);
     let (blocks, rest) = values.as_chunks_mut::<64>();
     for block in blocks {
@@ -393,7 +396,7 @@ fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
 }
 
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
+pub(super) fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
     let (inputs, outputs) = (layer.inputs, layer.outputs);
     let segment = inputs / 3;
     let pixels = output.len() / outputs.max(1);
@@ -444,11 +447,14 @@ unsafe fn initial_tile<const P: usize>(
         for row in rows {
             let mut row = row.add(first * bands);
             for _ in 0..segment / GROUP {
-                let w = [0, 32].map(|i| _mm512_cvtepi8_epi16(_mm256_loadu_si256(weight.add(i).cast())));
+                let w = [
+                    _mm512_cvtepi8_epi16(_mm256_loadu_si256(weight.cast())),
+                    _mm512_cvtepi8_epi16(_mm256_loadu_si256(weight.add(32).cast())),
+                ];
                 for p in 0..P {
                     let x = _mm512_set1_epi64(row.add(p * bands).cast::<i64>().read_unaligned());
-                    acc[p][0] = _mm512_dpwssd_epi32(acc[p][0], x, w[0]);
-                    acc[p][1] = _mm512_dpwssd_epi32(acc[p][1], x, w[1]);
+                    acc[p][0] = dpwssd(acc[p][0], x, w[0]);
+                    acc[p][1] = dpwssd(acc[p][1], x, w[1]);
                 }
                 weight = weight.add(64);
                 row = row.add(GROUP);
@@ -460,8 +466,9 @@ unsafe fn initial_tile<const P: usize>(
         let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
         for (p, acc) in acc.into_iter().enumerate() {
-            let pairs = [even, odd].map(|which| _mm512_permutex2var_epi32(acc[0], which, acc[1]));
-            let sum = _mm512_add_epi32(_mm512_add_epi32(pairs[0], pairs[1]), bias);
+            let low = _mm512_permutex2var_epi32(acc[0], even, acc[1]);
+            let high = _mm512_permutex2var_epi32(acc[0], odd, acc[1]);
+            let sum = _mm512_add_epi32(_mm512_add_epi32(low, high), bias);
             let narrow = _mm512_cvtsepi32_epi16(_mm512_sra_epi32(sum, shift));
             let to = output.as_mut_ptr().add((first + p) * outputs + o);
             _mm256_mask_storeu_epi16(to, mask, _mm256_mulhrs_epi16(narrow, multiplier));

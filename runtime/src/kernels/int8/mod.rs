@@ -16,6 +16,8 @@
 //! corrects the bias in [`Int8Kernels::prepare`]. What they leave in the residual map may not.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_spatial;
@@ -191,7 +193,8 @@ impl Int8Kernels {
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
     let has = crate::kernels::cpu::features();
-    [(has.vnni && has.vbmi, &avx512::AVX512_VNNI)].into_iter().filter(|(here, _)| *here).map(|(_, set)| set)
+    let vnni = has.vnni && has.vbmi;
+    [(vnni, &avx512::AVX512_VNNI), (vnni && has.amx, &amx::AMX)].into_iter().filter(|(here, _)| *here).map(|(_, set)| set)
 }
 
 /// The sets that need an instruction set, if this processor has it.

@@ -49,13 +49,21 @@ pub fn input(values: &[f32], band: &FloatBand, output: &mut [i16], stride: usize
         let missing = !stored.is_finite() | value.is_nan() | (band.no_data == Some(stored));
         if missing { 0 } else { integer }
     };
-    let (blocks, rest) = values.as_chunks::<LANES>();
-    let mut to = output.iter_mut().step_by(stride);
-    for block in blocks {
-        let block = block.map(one);
-        block.iter().zip(&mut to).for_each(|(&v, to)| *to = v);
+    let mut block = [0; LANES];
+    for (values, output) in values.chunks(LANES).zip(output.chunks_mut(LANES * stride)) {
+        if let Ok(values) = <&[f32; LANES]>::try_from(values) {
+            for i in 0..LANES {
+                block[i] = one(values[i]);
+            }
+        } else {
+            for (to, &v) in block.iter_mut().zip(values) {
+                *to = one(v);
+            }
+        }
+        for (to, &v) in output.iter_mut().step_by(stride).zip(&block).take(values.len()) {
+            *to = v;
+        }
     }
-    rest.iter().zip(to).for_each(|(&v, to)| *to = one(v));
 }
 
 /// The accumulator of one output: `input` holds as many values as there are weights.
