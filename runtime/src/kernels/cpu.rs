@@ -51,7 +51,8 @@ pub(crate) fn features() -> Features {
 
 impl Features {
     fn to_bits(self) -> u16 {
-        let all = [self.crc32, self.avx2, self.fma, self.f16c, self.avx512, self.vnni, self.vbmi, self.avx_vnni, self.amx];
+        let all =
+            [self.crc32, self.avx2, self.fma, self.f16c, self.avx512, self.vnni, self.vbmi, self.avx_vnni, self.amx];
         all.iter().rev().fold(0, |bits, &on| bits << 1 | u16::from(on))
     }
 

@@ -110,15 +110,28 @@ impl LayerNorm {
     ///
     /// `reciprocal` is [`reciprocal`] of `channels`. For i16 inputs and at most 2816 channels nothing overflows.
     /// Relative error of `factor`: at most 2^-12.
-    #[inline]
+    #[inline(always)]
     pub fn normalizer(&self, sum: i32, squares: u64, channels: u32, reciprocal: u32) -> Normalizer {
+        self.normalizer_with(sum, squares, channels, reciprocal, isqrt32)
+    }
+
+    /// The same with another way to the integer square root of a number of at least 2^30.
+    #[inline(always)]
+    pub fn normalizer_with(
+        &self,
+        sum: i32,
+        squares: u64,
+        channels: u32,
+        reciprocal: u32,
+        root: impl Fn(u32) -> u32,
+    ) -> Normalizer {
         let sum64 = i64::from(sum);
         // C^2 times the variance, exact.
         let spread = (u64::from(channels) * squares).saturating_sub((sum64 * sum64) as u64);
         let spread = spread.saturating_add(self.epsilon).max(1);
         let scale = even_scale(spread);
         let mantissa = shift_by(spread, scale) as u32;
-        let root = isqrt32(mantissa); // in 2^15..2^16
+        let root = root(mantissa); // in 2^15..2^16
         let factor = ((self.gain + root / 2) / root) as i32;
         let shift = (self.exponent + scale / 2).clamp(1, 30) as u32;
         let mean_q15 = (sum64 * i64::from(reciprocal)) >> 16;

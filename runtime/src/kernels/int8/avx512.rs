@@ -14,7 +14,7 @@
 //!
 //! ## Depthwise convolution
 //! `vpdpwssd` adds two products of 16 bits: here of two rows of the map. The values of 32 channels in row `r` and in row `r + 1` are interleaved
-//! once, and serve up to nine outputs of seven taps each: four row pairs by seven taps are 28 instructions for 16 channels of an output instead of 49.
+//! once, and serve up to eight outputs of seven taps each: four row pairs by seven taps are 28 instructions for 16 channels of an output instead of 49.
 //!
 //! ## LayerNorm
 //! The sums of eight positions are transposed into one register, and their normalisers computed side by side. Square root and division are

@@ -7,7 +7,7 @@ use super::*;
 use crate::kernels::fixed::{self, Normalizer};
 
 /// Outputs of a row that are computed side by side.
-const COLUMNS: usize = 9;
+const COLUMNS: usize = 8;
 /// Pairs of kernel rows.
 const PAIRS: usize = 4;
 /// What stands outside the map.
@@ -148,9 +148,11 @@ unsafe fn block<const V: usize>(
                 let size = (width - done) / (parts - part);
                 let to = output.as_mut_ptr().add((row * width + done) * channels + c);
                 let x = area.x.start + done;
+                // No output of the tile reaches beyond the row.
+                let inner = x >= DEPTHWISE_SIDE / 2 && x + size + DEPTHWISE_SIDE / 2 <= side;
                 macro_rules! run {
-                    ($n:literal) => {
-                        columns::<V, $n>(&lines, &taps, bias, x, side, mask, |i, acc| {
+                    ($n:literal) => {{
+                        let finish = |i: usize, acc: [__m512i; V]| {
                             let to = to.add(i * channels);
                             if V == 2 {
                                 let narrow = _mm512_packs_epi32(
@@ -163,8 +165,13 @@ unsafe fn block<const V: usize>(
                                 let value = _mm256_mulhrs_epi16(narrow, _mm512_castsi512_si256(multiplier));
                                 _mm256_mask_storeu_epi16(to, mask as u16, value);
                             }
-                        })
-                    };
+                        };
+                        if inner {
+                            columns::<V, $n, true>(&lines, &taps, bias, x, side, mask, finish)
+                        } else {
+                            columns::<V, $n, false>(&lines, &taps, bias, x, side, mask, finish)
+                        }
+                    }};
                 }
                 match size {
                     1 => run!(1),
@@ -175,7 +182,6 @@ unsafe fn block<const V: usize>(
                     6 => run!(6),
                     7 => run!(7),
                     8 => run!(8),
-                    9 => run!(9),
                     _ => {}
                 }
                 done += size;
@@ -187,10 +193,10 @@ unsafe fn block<const V: usize>(
 /// Accumulators of `N` neighbouring outputs from column `x` on, each handed to `finish`.
 ///
 /// # Safety
-/// Each line is a row of `side` pixels, of each of which the channels of `mask` can be read, or has stride 0.
+/// With `INNER` all outputs and what they look at lie within the row. Each line is a row of `side` pixels, of each of which the channels of `mask` can be read, or has stride 0.
 #[inline]
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-unsafe fn columns<const V: usize, const N: usize>(
+unsafe fn columns<const V: usize, const N: usize, const INNER: bool>(
     lines: &[Line; 2 * PAIRS],
     taps: &Taps<V>,
     bias: [__m512i; V],
@@ -206,10 +212,17 @@ unsafe fn columns<const V: usize, const N: usize>(
         if a.stride == 0 && b.stride == 0 {
             continue;
         }
+        let first = x.wrapping_sub(HALF);
+        let (mut at_a, mut at_b) =
+            (a.at.wrapping_add(first.wrapping_mul(a.stride)), b.at.wrapping_add(first.wrapping_mul(b.stride)));
         for j in 0..N + DEPTHWISE_SIDE - 1 {
-            let Some(column) = (x + j).checked_sub(HALF).filter(|&column| column < side) else { continue };
-            // SAFETY: `column` is one of the row's.
-            let values = unsafe { interleave::<V>(a.at.add(column * a.stride), b.at.add(column * b.stride), mask) };
+            let (here_a, here_b) = (at_a, at_b);
+            (at_a, at_b) = (at_a.wrapping_add(a.stride), at_b.wrapping_add(b.stride));
+            if !INNER && first.wrapping_add(j) >= side {
+                continue;
+            }
+            // SAFETY: the column is one of the row's.
+            let values = unsafe { interleave::<V>(here_a, here_b, mask) };
             for i in 0..N {
                 if j >= i && j - i < DEPTHWISE_SIDE {
                     for v in 0..V {
@@ -281,11 +294,8 @@ fn normalizers(values: &[i16], norm: &Norm, reciprocal: u32) -> [Normalizer; POS
     let shift = _mm512_add_epi64(set(i64::from(constants.exponent)), _mm512_srai_epi64::<1>(scale));
     let shift = _mm512_min_epi64(_mm512_max_epi64(shift, set(1)), set(30));
     // Both fit 32 bits with a sign, except the reciprocal of 1.
-    let product = if norm.count > 1 {
-        _mm512_mul_epi32(sums, set(i64::from(reciprocal)))
-    } else {
-        _mm512_slli_epi64::<31>(sums)
-    };
+    let product =
+        if norm.count > 1 { _mm512_mul_epi32(sums, set(i64::from(reciprocal))) } else { _mm512_slli_epi64::<31>(sums) };
     let mean = _mm512_srai_epi64::<16>(product);
     let half = _mm512_sllv_epi64(set(1), _mm512_sub_epi64(shift, set(1)));
     let offset = _mm512_sub_epi64(half, _mm512_srai_epi64::<15>(_mm512_mullo_epi64(mean, factor)));

@@ -18,6 +18,8 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_spatial;
@@ -194,7 +196,13 @@ impl Int8Kernels {
 fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
     let has = crate::kernels::cpu::features();
     let vnni = has.vnni && has.vbmi;
-    [(vnni, &avx512::AVX512_VNNI), (vnni && has.amx, &amx::AMX)].into_iter().filter(|(here, _)| *here).map(|(_, set)| set)
+    let sets = [
+        (has.avx2, &avx2::AVX2),
+        (has.avx2 && has.avx_vnni, &avx2::AVX_VNNI),
+        (vnni, &avx512::AVX512_VNNI),
+        (vnni && has.amx, &amx::AMX),
+    ];
+    sets.into_iter().filter(|(here, _)| *here).map(|(_, set)| set)
 }
 
 /// The sets that need an instruction set, if this processor has it.

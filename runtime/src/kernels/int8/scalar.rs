@@ -1,7 +1,8 @@
 //! The integer kernels in plain Rust, on every processor: the specification of all others.
 //!
-//! The functions that have no inner product are `#[inline(always)]` and free of branches on data, so that another set can compile them
-//! with its own instructions and let the compiler vectorise them.
+//! The functions that have no inner product are `#[inline(always)]`, plain loops (a closure handed to an iterator would not be inlined across
+//! target features) and free of branches on data, so that another set can compile them with its own instructions and let the compiler
+//! vectorise them.
 
 use super::*;
 use crate::kernels::fixed::*;
@@ -14,11 +15,11 @@ pub static SCALAR: Int8Kernels = Int8Kernels {
     input: |values, band, output, stride| input(values, band, output, stride),
     initial,
     stem: |rows, side, padding, layer, output| stem(rows, side, padding, layer, output),
-    layer_norm_i16: |values, norm| layer_norm_i16(values, norm),
+    layer_norm_i16: |values, norm| layer_norm_i16(values, norm, isqrt32),
     affine: |values, gain, offset, shift| affine(values, gain, offset, shift),
     lookup: |values, table| lookup(values, table),
     depthwise,
-    layer_norm: |values, norm, output| layer_norm(values, norm, output),
+    layer_norm: |values, norm, output| layer_norm::<0>(values, norm, output, isqrt32),
     expand,
     activate: |values, table, multipliers| activate(values, table, multipliers),
     project,
@@ -134,24 +135,29 @@ pub fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, ou
 /// Sum and sum of squares of one position.
 #[inline(always)]
 fn moments(values: &[i16]) -> (i32, u64) {
-    let sum = values.iter().map(|&v| i32::from(v)).sum();
-    let squares = values.iter().map(|&v| u64::from((i32::from(v) * i32::from(v)) as u32)).sum();
+    let (mut sum, mut squares) = (0i32, 0u64);
+    for &value in values {
+        sum += i32::from(value);
+        squares += u64::from((i32::from(value) * i32::from(value)) as u32);
+    }
     (sum, squares)
 }
 
 #[inline(always)]
-fn normalizer(values: &[i16], norm: &Norm, reciprocal: u32) -> Normalizer {
+fn normalizer(values: &[i16], norm: &Norm, reciprocal: u32, root: &impl Fn(u32) -> u32) -> Normalizer {
     let (sum, squares) = moments(values);
-    norm.constants.normalizer(sum, squares, norm.count, reciprocal)
+    norm.constants.normalizer_with(sum, squares, norm.count, reciprocal, root)
 }
 
 /// See [`Int8Kernels::layer_norm_i16`].
 #[inline(always)]
-pub fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
+pub fn layer_norm_i16(values: &mut [i16], norm: &Norm, root: impl Fn(u32) -> u32) {
     let reciprocal = reciprocal(norm.count);
     for pixel in values.chunks_exact_mut(norm.channels) {
-        let normalizer = normalizer(pixel, norm, reciprocal);
-        pixel.iter_mut().for_each(|v| *v = normalizer.apply(*v).clamp(-8192, 8191) as i16);
+        let normalizer = normalizer(pixel, norm, reciprocal, &root);
+        for value in pixel {
+            *value = normalizer.apply(*value).clamp(-8192, 8191) as i16;
+        }
     }
 }
 
@@ -168,7 +174,9 @@ pub fn affine(values: &mut [i16], gain: &[i32], offset: &[i32], shift: u32) {
 /// See [`Int8Kernels::lookup`].
 #[inline(always)]
 pub fn lookup(values: &mut [i16], table: &Table) {
-    values.iter_mut().for_each(|v| *v = gelu(table, saturate_i8(i32::from(*v))));
+    for value in values {
+        *value = gelu(table, saturate_i8(i32::from(*value)));
+    }
 }
 
 fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [i16]) {
@@ -192,13 +200,15 @@ fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [
     }
 }
 
-/// See [`Int8Kernels::layer_norm`]; signed bytes.
+/// See [`Int8Kernels::layer_norm`]; bits of `FLIP` are flipped in each byte.
 #[inline(always)]
-pub fn layer_norm(values: &[i16], norm: &Norm, output: &mut [i8]) {
+pub fn layer_norm<const FLIP: i8>(values: &[i16], norm: &Norm, output: &mut [i8], root: impl Fn(u32) -> u32) {
     let reciprocal = reciprocal(norm.count);
     for (pixel, output) in values.chunks_exact(norm.channels).zip(output.chunks_exact_mut(norm.channels)) {
-        let normalizer = normalizer(pixel, norm, reciprocal);
-        output.iter_mut().zip(pixel).for_each(|(to, &v)| *to = saturate_i8(normalizer.apply(v)));
+        let normalizer = normalizer(pixel, norm, reciprocal, &root);
+        for (to, &value) in output.iter_mut().zip(pixel) {
+            *to = saturate_i8(normalizer.apply(value)) ^ FLIP;
+        }
     }
 }
 
@@ -233,5 +243,7 @@ fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
 /// See [`Int8Kernels::square_roots`].
 #[inline(always)]
 pub fn square_roots(values: &mut [u32]) {
-    values.iter_mut().for_each(|v| *v = isqrt32(*v));
+    for value in values {
+        *value = isqrt32(*value);
+    }
 }
