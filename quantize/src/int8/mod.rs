@@ -2,12 +2,16 @@
 //!
 //! - Weights: int8, symmetric, one scale an output channel.
 //! - The weight and bias of a LayerNorm go into the layer that follows, GRN's beta into the bias of the second pointwise layer.
-//! - The input of each matrix product has one scale, the one with the least squared error on the samples; that of the second
+//! - The input of each matrix product has one scale, the one with the least squared error on the samples, clipped values counting more; that of the second
 //!   pointwise layer is first balanced channel by channel against the layer's weights (as SmoothQuant does), which costs
 //!   nothing at run time because GRN multiplies each channel anyway.
+//! - The weights of dense layers are rounded together, so that the errors of one take back those of another (`rounding`), and their
+//!   biases take up what is left of the mean error.
 //! - The residual stream is int16 with one scale a stage, and room for values half as large again as any seen.
 
 mod calibration;
+mod hessian;
+mod rounding;
 mod scale;
 
 use anyhow::{Result, ensure};
@@ -20,6 +24,8 @@ use nadir_formats::{Encoder, Tiles};
 use crate::reference::{BlockTap, DownsampleTap, Reference, Tap};
 use crate::writer::{SectionData, header, write_model};
 use calibration::Calibration;
+use hessian::Inputs;
+use rounding::round_rows;
 use scale::*;
 
 /// Room above the largest value seen, for i16 values.
@@ -90,6 +96,19 @@ impl Layer {
         Self { weight: rows.weight, bias: bias.iter().zip(&scale).map(|(b, s)| to_i32(b / s)).collect(), scale }
     }
 
+    /// As [`Layer::new`], with weights rounded for small errors in the outputs on `inputs`, and a bias that takes up their mean.
+    fn rounded(weight: &[f64], columns: usize, bias: &[f64], input: f64, inputs: &Inputs) -> Self {
+        let rows = quantize_rows(weight, columns, bias.iter().map(|b| b.abs() / (BIAS_MAX * input)));
+        let rounded = round_rows(weight, columns, &rows.scale, &inputs.hessian);
+        let exact = weight.chunks_exact(columns).map(|row| dot(row.iter().copied(), &inputs.exact_mean));
+        let found = rounded.chunks_exact(columns).zip(&rows.scale);
+        let found = found.map(|(row, scale)| dot(row.iter().map(|&w| f64::from(w)), &inputs.mean) * scale);
+        let scale: Vec<f64> = rows.scale.iter().map(|s| s * input).collect();
+        let bias = bias.iter().zip(exact.zip(found)).map(|(b, (exact, found))| b + exact - found);
+        let bias = bias.zip(&scale).map(|(b, s)| to_i32((b / s).clamp(-BIAS_MAX, BIAS_MAX))).collect();
+        Self { weight: rounded, bias, scale }
+    }
+
     /// Multipliers from the accumulators to values of scale `output`.
     fn multipliers(&self, output: f64) -> (Vec<i32>, i32) {
         multipliers(&self.scale.iter().map(|s| s / output).collect::<Vec<_>>())
@@ -133,7 +152,8 @@ impl Conversion<'_> {
         // [outputs, bands, 9] to [outputs, 9, bands].
         let weight: Vec<f64> =
             self.tensor("initial_conv.0.weight").chunks_exact(9 * bands).flat_map(|row| transpose(row, 9)).collect();
-        let initial = Layer::new(&weight, 9 * bands, &self.tensor("initial_conv.0.bias"), unit);
+        let inputs = Inputs::fine(&self.calibration.at(Tap::Input).patches, 9 * bands, 16.0 * unit);
+        let initial = Layer::rounded(&weight, 9 * bands, &self.tensor("initial_conv.0.bias"), unit, &inputs);
         let initial_scale = value_scale(self.calibration.at(Tap::InitialConvolution).largest);
         let (initial_multiplier, initial_shift) = initial.multipliers(initial_scale);
         let normalised = 2f64.powi(-(STEM_NORM_FRACTION_BITS as i32));
@@ -191,7 +211,8 @@ impl Conversion<'_> {
         let normalised = clip(&self.calibration.at(tap(DownsampleTap::Normalised)).samples);
         let norm = layer_norm(before, self.residual, normalised, arch.ln_eps);
         self.residual = self.residual_scale(stage, tap(DownsampleTap::Output));
-        let layer = Layer::new(&weight, 4 * before, &bias, normalised);
+        let inputs = Inputs::int8(&self.calibration.at(tap(DownsampleTap::Normalised)).patches, 4 * before, normalised);
+        let layer = Layer::rounded(&weight, 4 * before, &bias, normalised, &inputs);
         let (multiplier, shift) = layer.multipliers(self.residual);
         self.push_i8(layer.weight);
         self.push_i32(layer.bias);
@@ -219,7 +240,8 @@ impl Conversion<'_> {
         self.fold(&named("norm"), &mut weight, channels, &mut bias);
         let (index_scale, zero_point) = gelu_clip(&self.calibration.at(tap(BlockTap::Hidden)).samples);
         let (table, activation) = gelu_table(index_scale, zero_point);
-        let expand = Layer::new(&weight, channels, &bias, normalised);
+        let inputs = Inputs::int8(&self.calibration.at(tap(BlockTap::Normalised)).samples, channels, normalised);
+        let expand = Layer::rounded(&weight, channels, &bias, normalised, &inputs);
         let (expand_multiplier, expand_shift) = expand.multipliers(index_scale);
 
         // GRN: y = h (1 + gamma N) + beta; beta goes into the bias, the rest is a multiplier that also divides by `balance`.
@@ -249,7 +271,8 @@ impl Conversion<'_> {
         for row in weight.chunks_exact_mut(wide_channels) {
             row.iter_mut().zip(&balance).for_each(|(w, b)| *w *= b);
         }
-        let project = Layer::new(&weight, wide_channels, &bias, projected);
+        let inputs = Inputs::int8(&balanced, wide_channels, projected);
+        let project = Layer::rounded(&weight, wide_channels, &bias, projected, &inputs);
         let (project_multiplier, project_shift) = project.multipliers(self.residual);
 
         self.push_i8(transpose(&depthwise.weight, 49));
@@ -284,6 +307,10 @@ impl Conversion<'_> {
         self.sections.push(SectionData::I64(offset));
         self.push_i32([&epsilon[..], &[HEAD_SHIFT, bits]].concat());
     }
+}
+
+fn dot(a: impl Iterator<Item = f64>, b: &[f64]) -> f64 {
+    a.zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// Scale of i16 values that may grow by [`HEADROOM`] above the `largest` seen.
