@@ -273,10 +273,9 @@ mod tests {
     #[test]
     fn the_factor_is_a_cholesky_factor() {
         let matrix = [4.0, 2.0, -2.0, 2.0, 10.0, 4.0, -2.0, 4.0, 9.0];
-        assert_eq!(
-            cholesky(&matrix, 3).unwrap(),
-            [2.0, 0.0, 0.0, 1.0, 3.0, 0.0, -1.0, 5.0 / 3.0, (8.0f64 - 25.0 / 9.0).sqrt()]
-        );
+        let factor = cholesky(&matrix, 3).unwrap();
+        let expected = [2.0, 0.0, 0.0, 1.0, 3.0, 0.0, -1.0, 5.0 / 3.0, (8.0f64 - 25.0 / 9.0).sqrt()];
+        assert!(factor.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-12), "{factor:?}");
         assert!(cholesky(&[1.0, 2.0, 2.0, 1.0], 2).is_none());
     }
 }
