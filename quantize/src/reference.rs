@@ -141,6 +141,11 @@ impl Reference {
         Self { architecture: encoder.card.architecture, bands: encoder.card.bands.clone(), weights: weights.collect() }
     }
 
+    /// The encoder's shape.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
     /// The embedding of one tile `[bands, height, width]`, with every tap shown to `observer`.
     ///
     /// # Panics
@@ -264,12 +269,20 @@ impl Reference {
         let weight = self.weight(&format!("{name}.weight"));
         let bias = self.weight(&format!("{name}.bias"));
         let mut out = Map::zeros(outputs, x.height, x.width);
-        for o in 0..outputs {
-            let plane = out.plane_mut(o);
-            plane.fill(bias[o]);
-            for i in 0..x.channels {
-                let w = weight[o * x.channels + i];
-                plane.iter_mut().zip(x.plane(i)).for_each(|(out, x)| *out += w * x);
+        // Some positions at a time: their inputs lie together, and their sums fit the registers.
+        const BLOCK: usize = 16;
+        let mut block = vec![[0.0; BLOCK]; x.channels];
+        for first in (0..x.positions()).step_by(BLOCK) {
+            let count = BLOCK.min(x.positions() - first);
+            for (i, block) in block.iter_mut().enumerate() {
+                block[..count].copy_from_slice(&x.plane(i)[first..first + count]);
+            }
+            for (o, weight) in weight.chunks_exact(x.channels).enumerate() {
+                let mut sums = [bias[o]; BLOCK];
+                for (w, x) in weight.iter().zip(&block) {
+                    sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += w * x);
+                }
+                out.plane_mut(o)[first..first + count].copy_from_slice(&sums[..count]);
             }
         }
         out

@@ -9,6 +9,11 @@ use crate::reference::{BlockTap, DownsampleTap, Observer, Reference, Tap};
 /// Samples kept of all tiles at one place, about, and the fewest of one tile. Too few miss the rare large values that decide a clip.
 const SAMPLES: usize = 1 << 20;
 const SAMPLES_OF_A_TILE: usize = 4096;
+/// Positions kept of all tiles at the input of a matrix product, about: several times the columns of the widest layer, or its
+/// covariance would say more than the tiles do.
+const ROWS: usize = 8192;
+/// Fewest positions of one tile.
+const ROWS_OF_A_TILE: usize = 16;
 
 /// What was seen at one place.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +26,8 @@ pub struct Seen {
     pub channel_largest: Vec<f64>,
     /// Values of some positions, `[positions, channels]`.
     pub samples: Vec<f32>,
+    /// Inputs of the convolution that reads this place, `[positions, taps, channels]`, for the dense ones with more than one tap.
+    pub patches: Vec<f32>,
 }
 
 /// What was seen at all places.
@@ -29,6 +36,10 @@ pub struct Calibration {
     seen: BTreeMap<Tap, Seen>,
     /// Samples kept of one tile at one place.
     samples: usize,
+    /// Positions kept of one tile at the input of a matrix product.
+    rows: usize,
+    /// Padding of the initial convolution.
+    padding: usize,
 }
 
 impl Calibration {
@@ -38,7 +49,9 @@ impl Calibration {
     /// If the tiles do not have the encoder's shape.
     pub fn of(reference: &Reference, tiles: &Tiles) -> Self {
         let samples = (SAMPLES / tiles.len().max(1)).max(SAMPLES_OF_A_TILE);
-        let empty = || Self { seen: BTreeMap::new(), samples };
+        let rows = (ROWS / tiles.len().max(1)).max(ROWS_OF_A_TILE);
+        let padding = reference.architecture().initial_padding();
+        let empty = || Self { seen: BTreeMap::new(), samples, rows, padding };
         let mut all = empty();
         for one in reference.observe_all(tiles, 1, empty) {
             for (tap, seen) in one.seen {
@@ -64,6 +77,7 @@ impl Seen {
         self.channel_largest.resize(other.channels, 0.0);
         self.channel_largest.iter_mut().zip(&other.channel_largest).for_each(|(a, b)| *a = a.max(*b));
         self.samples.extend(other.samples);
+        self.patches.extend(other.patches);
     }
 }
 
@@ -82,7 +96,8 @@ impl Observer for Calibration {
                     | BlockTap::Pointwise2
                     | BlockTap::Output
             ),
-            Tap::Input | Tap::InitialActivation | Tap::Pooled => false,
+            Tap::Input => true,
+            Tap::InitialActivation | Tap::Pooled => false,
         }
     }
 
@@ -95,7 +110,9 @@ impl Observer for Calibration {
                 | Tap::Block { part: BlockTap::Normalised | BlockTap::Hidden | BlockTap::GrnOutput, .. }
         );
         let positions = values.len() / channels;
-        let every = positions.div_ceil((self.samples / channels).max(1));
+        let is_row = matches!(tap, Tap::Block { part: BlockTap::Normalised | BlockTap::GrnOutput, .. });
+        let kept = (self.samples / channels).max(if is_row { self.rows } else { 1 });
+        let every = positions.div_ceil(kept);
         for (position, values) in values.chunks_exact(channels).enumerate() {
             for (largest, value) in seen.channel_largest.iter_mut().zip(values) {
                 *largest = largest.max(value.abs());
@@ -105,7 +122,57 @@ impl Observer for Calibration {
                 seen.samples.extend(values.iter().map(|&v| v as f32));
             }
         }
+        match tap {
+            Tap::Input => seen.patches = patches(values, channels, 3, 1, self.padding, self.rows),
+            Tap::Downsample { part: DownsampleTap::Normalised, .. } => {
+                seen.patches = patches(values, channels, 2, 2, 0, self.rows);
+            }
+            _ => {}
+        }
         seen.largest = seen.channel_largest.iter().fold(0.0, |m, &v| m.max(v));
         self.seen.entry(tap).or_default().merge(seen);
+    }
+}
+
+/// What a convolution reads at about `rows` of its positions, evenly spread, of a square map `[positions, channels]`: `[positions, taps,
+/// channels]`.
+fn patches(map: &[f64], channels: usize, kernel: usize, stride: usize, padding: usize, rows: usize) -> Vec<f32> {
+    let side = (map.len() / channels).isqrt();
+    let outputs = (side + 2 * padding - kernel) / stride + 1;
+    let rows = rows.min(outputs * outputs);
+    let mut result = Vec::with_capacity(rows * kernel * kernel * channels);
+    for row in 0..rows {
+        let position = row * outputs * outputs / rows;
+        let (y, x) = (position / outputs * stride, position % outputs * stride);
+        for tap in 0..kernel * kernel {
+            let (y, x) = (y + tap / kernel, x + tap % kernel);
+            let inside = |v: usize| (padding..padding + side).contains(&v);
+            if inside(y) && inside(x) {
+                let position = (y - padding) * side + x - padding;
+                result.extend(map[position * channels..][..channels].iter().map(|&v| v as f32));
+            } else {
+                result.extend(std::iter::repeat_n(0.0, channels));
+            }
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patches_are_what_a_convolution_reads() {
+        // A map of 3x3 positions and 2 channels: 0 1 | 2 3 | 4 5, 6 7 | ...
+        let map: Vec<f64> = (0..18).map(f64::from).collect();
+        assert_eq!(patches(&map, 2, 2, 2, 0, 99), [0.0, 1.0, 2.0, 3.0, 6.0, 7.0, 8.0, 9.0]);
+        let all = patches(&map, 2, 3, 1, 1, 99);
+        assert_eq!(all.len(), 9 * 18);
+        assert_eq!(all[..8], [0.0; 8]);
+        assert_eq!(all[8..12], [0.0, 1.0, 2.0, 3.0]);
+        // The centre reads the map itself.
+        assert_eq!(all[4 * 18..5 * 18], map.iter().map(|&v| v as f32).collect::<Vec<_>>());
+        assert_eq!(patches(&map, 2, 3, 1, 1, 3), [&all[..18], &all[3 * 18..4 * 18], &all[6 * 18..7 * 18]].concat());
     }
 }

@@ -2,12 +2,16 @@
 //!
 //! - Weights: int8, symmetric, one scale an output channel.
 //! - The weight and bias of a LayerNorm go into the layer that follows, GRN's beta into the bias of the second pointwise layer.
-//! - The input of each matrix product has one scale, the one with the least squared error on the samples; that of the second
+//! - The input of each matrix product has one scale, the one with the least squared error on the samples, clipped values counting more; that of the second
 //!   pointwise layer is first balanced channel by channel against the layer's weights (as SmoothQuant does), which costs
 //!   nothing at run time because GRN multiplies each channel anyway.
+//! - The weights of dense layers are rounded together, so that the errors of one take back those of another (`rounding`), and their
+//!   biases take up what is left of the mean error.
 //! - The residual stream is int16 with one scale a stage, and room for values half as large again as any seen.
 
 mod calibration;
+mod hessian;
+mod rounding;
 mod scale;
 
 use anyhow::{Result, ensure};
@@ -20,6 +24,8 @@ use nadir_formats::{Encoder, Tiles};
 use crate::reference::{BlockTap, DownsampleTap, Reference, Tap};
 use crate::writer::{SectionData, header, write_model};
 use calibration::Calibration;
+use hessian::Inputs;
+use rounding::round_rows;
 use scale::*;
 
 /// Room above the largest value seen, for i16 values.
@@ -100,7 +106,9 @@ impl Layer {
     ///
     /// A channel's weights get the finest scale for which its multiplier is an integer, its bias fits, and the largest output
     /// seen, and half as much again, does not saturate on the way.
-    fn new(weight: &[f64], columns: usize, bias: &[f64], ends: &Ends<'_>) -> Self {
+    ///
+    /// With `inputs` the weights are rounded for small errors in the outputs on them, and the bias takes up the mean of what is left.
+    fn new(weight: &[f64], columns: usize, bias: &[f64], ends: &Ends<'_>, inputs: Option<&Inputs>) -> Self {
         let rows = weight.chunks_exact(columns);
         let finest = rows.zip(bias).map(|(row, bias)| {
             let largest = row.iter().fold(0.0f64, |m, v| m.max(v.abs()));
@@ -118,9 +126,22 @@ impl Layer {
             .collect();
         let scale: Vec<f64> = multiplier.iter().map(|m| m / one * ends.output / ends.input).collect();
         let half = if shift > 0 { 2f64.powi(shift - 1) } else { 0.0 };
+        let rounded = match inputs {
+            Some(inputs) => round_rows(weight, columns, &scale, &inputs.hessian),
+            None => quantize_rows(weight, columns, &scale),
+        };
+        let mut bias = bias.to_vec();
+        if let Some(inputs) = inputs {
+            let rows = weight.chunks_exact(columns).zip(rounded.chunks_exact(columns)).zip(&scale);
+            for (bias, ((exact, rounded), scale)) in bias.iter_mut().zip(rows) {
+                let found = dot(rounded.iter().map(|&w| f64::from(w)), &inputs.mean) * scale;
+                *bias += dot(exact.iter().copied(), &inputs.exact_mean) - found;
+            }
+        }
+        let stored = |(b, s): (&f64, &f64)| to_i32((b / (s * ends.input)).clamp(-BIAS_MAX, BIAS_MAX) + half);
         Self {
-            weight: quantize_rows(weight, columns, &scale),
-            bias: bias.iter().zip(&scale).map(|(b, s)| to_i32(b / (s * ends.input) + half)).collect(),
+            bias: bias.iter().zip(&scale).map(stored).collect(),
+            weight: rounded,
             multiplier: multiplier.iter().map(|&m| m as i16).collect(),
             shift,
         }
@@ -207,7 +228,8 @@ impl Conversion<'_> {
         let seen = self.calibration.at(Tap::InitialConvolution);
         let initial_scale = value_scale(seen.largest);
         let ends = Ends { input: unit, output: initial_scale, multiplier: I16_MAX, largest: &seen.channel_largest };
-        let initial = Layer::new(&weight, 9 * bands, &self.tensor("initial_conv.0.bias"), &ends);
+        let inputs = Inputs::fine(&self.calibration.at(Tap::Input).patches, 9 * bands, 16.0 * unit);
+        let initial = Layer::new(&weight, 9 * bands, &self.tensor("initial_conv.0.bias"), &ends, Some(&inputs));
         let normalised = 2f64.powi(-(STEM_NORM_FRACTION_BITS as i32));
         let initial_norm = layer_norm(d0, initial_scale, normalised, arch.ln_eps);
         let (gain, offset) = (self.tensor("initial_conv.1.weight"), self.tensor("initial_conv.1.bias"));
@@ -225,7 +247,7 @@ impl Conversion<'_> {
         let stem_scale = value_scale(seen.largest);
         let ends =
             Ends { input: activation_scale, output: stem_scale, multiplier: I16_MAX, largest: &seen.channel_largest };
-        let stem = Layer::new(&self.tensor("stem.0.weight"), taps, &self.tensor("stem.0.bias"), &ends);
+        let stem = Layer::new(&self.tensor("stem.0.weight"), taps, &self.tensor("stem.0.bias"), &ends, None);
         let stem_norm = layer_norm(d0, stem_scale, normalised, arch.ln_eps);
         self.residual = self.residual_scale(0, Tap::StemNorm);
         let (gain, offset) = (self.tensor("stem.1.weight"), self.tensor("stem.1.bias"));
@@ -269,7 +291,8 @@ impl Conversion<'_> {
         let seen = self.calibration.at(tap(DownsampleTap::Output));
         let output = self.residual_scale(stage, tap(DownsampleTap::Output));
         let ends = Ends { input: normalised, output, multiplier: I16_MAX, largest: &seen.channel_largest };
-        let layer = Layer::new(&weight, 4 * before, &bias, &ends);
+        let inputs = Inputs::int8(&self.calibration.at(tap(DownsampleTap::Normalised)).patches, 4 * before, normalised);
+        let layer = Layer::new(&weight, 4 * before, &bias, &ends, Some(&inputs));
         self.residual = output;
         self.push_dense(&layer, before, stored(before), stored(arch.dim(stage)));
         self.push_i32([&norm[..], &[layer.shift]].concat());
@@ -288,7 +311,7 @@ impl Conversion<'_> {
         let depthwise_scale = value_scale(seen.largest);
         let ends =
             Ends { input: self.residual, output: depthwise_scale, multiplier: I16_MAX, largest: &seen.channel_largest };
-        let depthwise = Layer::new(&weight, 49, &self.tensor(&named("dwconv.bias")), &ends);
+        let depthwise = Layer::new(&weight, 49, &self.tensor(&named("dwconv.bias")), &ends, None);
         let normalised = clip(&self.calibration.at(tap(BlockTap::Normalised)).samples);
         let norm = layer_norm(channels, depthwise_scale, normalised, arch.ln_eps);
 
@@ -300,7 +323,8 @@ impl Conversion<'_> {
         // An index beyond the table saturates, wherever it does.
         let largest = vec![256.0 / HEADROOM * index_scale; wide_channels];
         let ends = Ends { input: normalised, output: index_scale, multiplier: INDEX_MULTIPLIER, largest: &largest };
-        let expand = Layer::new(&weight, channels, &bias, &ends);
+        let inputs = Inputs::int8(&self.calibration.at(tap(BlockTap::Normalised)).samples, channels, normalised);
+        let expand = Layer::new(&weight, channels, &bias, &ends, Some(&inputs));
 
         // GRN: y = h (1 + gamma N) + beta; beta goes into the bias, the rest is a multiplier that also divides by `balance`.
         let (gamma, beta) = (self.tensor(&named("grn.gamma")), self.tensor(&named("grn.beta")));
@@ -336,7 +360,8 @@ impl Conversion<'_> {
         let seen = self.calibration.at(tap(BlockTap::Pointwise2));
         let ends =
             Ends { input: projected, output: self.residual, multiplier: I16_MAX, largest: &seen.channel_largest };
-        let project = Layer::new(&weight, wide_channels, &bias, &ends);
+        let inputs = Inputs::int8(&balanced(&balance), wide_channels, projected);
+        let project = Layer::new(&weight, wide_channels, &bias, &ends, Some(&inputs));
 
         self.push_depthwise(&depthwise, 49);
         self.push_dense(&expand, channels, stored(channels), 4 * stored(channels));
@@ -363,6 +388,10 @@ impl Conversion<'_> {
         self.sections.push(SectionData::I64(offset));
         self.push_i32([&epsilon[..], &[HEAD_SHIFT, bits]].concat());
     }
+}
+
+fn dot(a: impl Iterator<Item = f64>, b: &[f64]) -> f64 {
+    a.zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// Scale of i16 values that may grow by [`HEADROOM`] above the `largest` seen.

@@ -51,7 +51,7 @@ fn channels_without_weights_keep_their_bias() {
     let bias = [0.5, -0.5, 0.25, 0.0, 3.0];
     let largest = bias.map(f64::abs);
     let ends = Ends { input: 0.01, output: 3.0 * HEADROOM / I16_MAX, multiplier: I16_MAX, largest: &largest };
-    let layer = Layer::new(&[1e-14, -1e-14, 0.0, 0.0, 0.5, 0.25, 0.0, 0.0, 1e-7, 0.0], 2, &bias, &ends);
+    let layer = Layer::new(&[1e-14, -1e-14, 0.0, 0.0, 0.5, 0.25, 0.0, 0.0, 1e-7, 0.0], 2, &bias, &ends, None);
     for (i, bias) in bias.into_iter().enumerate() {
         assert!(layer.bias[i].abs() <= 1 << 30);
         let got = f64::from(nadir::kernels::fixed::requantize(layer.bias[i], layer.multiplier[i], layer.shift as u32));
