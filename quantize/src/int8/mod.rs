@@ -35,8 +35,8 @@ const HEADROOM: f64 = 1.5;
 const BIAS_MAX: f64 = (1u32 << 29) as f64;
 /// Largest i16.
 const I16_MAX: f64 = 32767.0;
-/// Largest multiplier to a GELU index: an eighth of the index's unit is lost at most where it is reached.
-const INDEX_MULTIPLIER: f64 = 8192.0;
+/// Largest multiplier to a GELU index: where it is reached, a 32nd of the unit of the index is lost at most.
+const INDEX_MULTIPLIER: f64 = 2048.0;
 /// Power of two of the head's gain.
 const HEAD_SHIFT: i32 = 24;
 
