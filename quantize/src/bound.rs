@@ -1,4 +1,7 @@
-//! How long a run and its longest step can take at most, in instructions, before it has run: multiply-adds times what one was measured to cost.
+//! How many instructions a run and its longest step take, before it has run: multiply-adds times what one costs.
+//!
+//! What one costs was measured over whole runs, everything else included; stored channels and inputs that only fill up count as well, so that the
+//! figure for a run is a few percent above the measured one. A single kind of step may be off by more: `quantize profile` measures each.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -54,9 +57,9 @@ pub fn per_mac(path: &Path, target: &str, model: &Model<'_>) -> Result<PerMac> {
     Ok(PerMac { instructions, source: format!("{name}, {}", path.display()) })
 }
 
-/// The kind of step whose largest step has the most multiply-adds.
+/// The kind of step whose largest step has the most multiply-adds, the first if there are several.
 pub fn largest(kinds: &[StepKind]) -> Option<&StepKind> {
-    kinds.iter().max_by_key(|kind| kind.largest.macs)
+    kinds.iter().rev().max_by_key(|kind| kind.largest.macs)
 }
 
 fn instructions(macs: u64, per_mac: &PerMac) -> u64 {

@@ -32,7 +32,7 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         png: Option<PathBuf>,
     },
-    /// Show what each step costs: multiply-adds, bytes, and instructions at most
+    /// Show what each step costs: multiply-adds, bytes, and a bound of instructions from what one multiply-add was measured to take
     Bound {
         /// The model
         model: PathBuf,
