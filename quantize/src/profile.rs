@@ -184,9 +184,9 @@ fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-/// Giga-multiply-adds a second.
-fn speed(macs: u64, time: Duration) -> f64 {
-    macs as f64 / time.as_secs_f64().max(1e-9) / 1e9
+/// Giga-multiply-adds a second, where there are both.
+fn speed(macs: u64, time: Duration) -> Option<f64> {
+    (macs > 0 && time > Duration::ZERO).then(|| macs as f64 / time.as_secs_f64() / 1e9)
 }
 
 /// The table for people; `tiles` is how many were measured.
@@ -230,9 +230,9 @@ pub fn text(encoder: &Encoder<'_>, tiles: usize, rows: &[PlaceProfile]) -> Strin
             let share = 100.0 * time.as_secs_f64() / sums.time.as_secs_f64().max(1e-12);
             let _ = write!(
                 out,
-                " {:>12.1} {share:>6.1}% {:>8.2} {:>14.1}",
+                " {:>12.1} {share:>6.1}% {:>8} {:>14.1}",
                 micros(time),
-                speed(macs, time),
+                speed(macs, time).map_or("-".into(), |speed| format!("{speed:.2}")),
                 micros(longest)
             );
         }
@@ -261,7 +261,7 @@ pub fn json(encoder: &Encoder<'_>, tiles: usize, rows: &[PlaceProfile]) -> Value
             "weight_bytes": row.cost.weights,
             "moved_bytes": row.cost.activations,
             "microseconds": row.time.map(micros),
-            "gmac_per_second": row.time.map(|time| speed(row.cost.macs, time)),
+            "gmac_per_second": row.time.and_then(|time| speed(row.cost.macs, time)),
             "longest_step_microseconds": row.longest.map(micros),
             "cycles": row.cycles,
         })

@@ -103,8 +103,13 @@ fn sum(place: Place, pass: u8, passes: Passes, strips: Strips, cost: impl Fn(&Ar
 const PER_OUTPUT: usize = size_of::<i32>() + size_of::<i16>();
 const TABLE_BYTES: usize = TABLE * size_of::<i16>();
 
-fn cost(macs: usize, weights: usize, activations: usize) -> Cost {
-    Cost { macs: macs as u64, weights: weights as u64, activations: activations as u64 }
+/// The product, also where it does not fit the addresses of a small processor.
+fn product(factors: [usize; 3]) -> u64 {
+    factors.iter().map(|&factor| factor as u64).product()
+}
+
+fn cost(macs: u64, weights: usize, activations: usize) -> Cost {
+    Cost { macs, weights: weights as u64, activations: activations as u64 }
 }
 
 /// Pixels of the map that the depthwise convolution of an area reads.
@@ -119,7 +124,7 @@ fn int8(arch: &Architecture, bands: usize, passes: StagePasses, place: Place, pa
         Place::Stem => {
             let (d, k, width, grid) = (stored(arch.dim(0)), arch.stem_stride(), arch.initial_grid(), arch.grids()[0]);
             let (inputs, row) = (3 * initial_segment(bands), input_row(arch, bands));
-            let macs = k * width * inputs * d + grid * k * k * d;
+            let macs = product([k * width, inputs, d]) + product([grid * k, k, d]);
             let affine = 2 * 2 * size_of::<i32>() * d;
             let weights = panels(d) * (inputs + PER_OUTPUT) + d * (k * k + PER_OUTPUT) + affine + TABLE_BYTES;
             // Rows of the input; the initial convolution and three operations in place; the stem and two.
@@ -136,7 +141,7 @@ fn int8(arch: &Architecture, bands: usize, passes: StagePasses, place: Place, pa
                 let pixels = area.y.len() * area.x.len();
                 let patches = pixels * 4 * before;
                 // LayerNorm from i16 to i8, gathered into patches, read by the convolution, whose result is cleared and added to.
-                cost(pixels * 4 * before * d, weights, 2 * patches + 4 * patches + 3 * 2 * pixels * d)
+                cost(product([pixels, 4 * before, d]), weights, 2 * patches + 4 * patches + 3 * 2 * pixels * d)
             })
         }
         Place::Block { stage, .. } => {
@@ -148,13 +153,13 @@ fn int8(arch: &Architecture, bands: usize, passes: StagePasses, place: Place, pa
                 let weights = d * (DEPTHWISE_SIDE.pow(2) + PER_OUTPUT) + wide * (d + PER_OUTPUT) + TABLE_BYTES;
                 // Depthwise, LayerNorm, pointwise, and the sums of squares.
                 let activations = 2 * window(area, grid) * d + (2 + 2 + 1 + 1) * pixels * d + pixels * wide + 16 * wide;
-                cost(pixels * d * (DEPTHWISE_SIDE.pow(2) + wide), weights, activations)
+                cost(product([pixels, d, DEPTHWISE_SIDE.pow(2) + wide]), weights, activations)
             };
             let second = |area: &Area| {
                 let pixels = area.y.len() * area.x.len();
                 let weights = panels(d) * (wide + PER_OUTPUT) + TABLE_BYTES;
                 // Activation in place, pointwise, the residual map.
-                cost(pixels * wide * d, weights, 3 * pixels * wide + 2 * wide + 2 * 2 * pixels * d)
+                cost(product([pixels, wide, d]), weights, 3 * pixels * wide + 2 * wide + 2 * 2 * pixels * d)
             };
             let strips = Strips::of(grid, passes);
             sum(place, pass, passes, strips, |area| match (pass, passes) {
@@ -181,7 +186,7 @@ fn float(arch: &Architecture, bands: usize, weight: usize, place: Place, pass: u
     match place {
         Place::Stem => {
             let (d, k, width, grid) = (arch.dim(0), arch.stem_stride(), arch.initial_grid(), arch.grids()[0]);
-            let macs = k * width * 9 * bands * d + grid * k * k * d;
+            let macs = product([k * width, 9 * bands, d]) + product([grid * k, k, d]);
             let weights = d * ((9 * bands + k * k) * weight + 6 * F32);
             let activations = F32 * (k * width * (2 * 9 * bands + 6 * d) + 3 * grid * d);
             let strips = Strips { grid, rows: 1, columns: grid };
@@ -193,7 +198,7 @@ fn float(arch: &Architecture, bands: usize, weight: usize, place: Place, pass: u
             let weights = 4 * before * d * weight + F32 * (2 * before + d);
             sum(place, pass, Passes::One, whole_rows(grid), |area| {
                 let pixels = area.y.len() * area.x.len();
-                cost(pixels * 4 * before * d, weights, F32 * pixels * (5 * 4 * before + 3 * d))
+                cost(product([pixels, 4 * before, d]), weights, F32 * pixels * (5 * 4 * before + 3 * d))
             })
         }
         Place::Block { stage, .. } => {
@@ -203,10 +208,10 @@ fn float(arch: &Architecture, bands: usize, weight: usize, place: Place, pass: u
                 if pass == 0 {
                     let weights = d * (49 * weight + 3 * F32) + 4 * d * (d * weight + F32);
                     let activations = F32 * (window(area, grid) * d + pixels * (4 * d + 4 * 4 * d));
-                    cost(pixels * d * (49 + 4 * d), weights, activations)
+                    cost(product([pixels, d, 49 + 4 * d]), weights, activations)
                 } else {
                     let weights = 4 * d * d * weight + F32 * (d + 2 * 4 * d);
-                    cost(pixels * 4 * d * d, weights, F32 * pixels * (3 * 4 * d + 4 * d))
+                    cost(product([pixels, 4 * d, d]), weights, F32 * pixels * (3 * 4 * d + 4 * d))
                 }
             })
         }
