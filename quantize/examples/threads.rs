@@ -15,7 +15,7 @@ use nadir_quantize::batch::{available_threads, embed_all};
 use nadir_quantize::testing::{random_int8_model, random_tiles};
 
 const BATCH: usize = 8;
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 7;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
