@@ -1,30 +1,19 @@
-//! Embeds many tiles with the runtime, on all threads; each thread has its own arena.
+//! Embeds many tiles with the runtime, on all threads of the machine.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nadir::encoder::Encoder;
 use nadir::model::Model;
-use nadir_formats::{AlignedBytes, Matrix, Tiles};
-use rayon::prelude::*;
+use nadir_formats::{Matrix, Tiles};
 
-/// The embeddings `[tiles, dimension]` of `tiles`, whose bands are in the model's order. `done` is called after each tile, from any
-/// thread.
+use crate::batch::{available_threads, embed_all};
+
+/// The embeddings `[tiles, dimension]` of `tiles`, whose bands are in the model's order, with the fastest kernels. `done` is called after
+/// each tile, from any thread.
 ///
 /// # Errors
-/// If the tiles do not have the model's shape; the message names the first such tile.
+/// If the tiles do not have the model's shape; the message names both.
 pub fn embed(model: &Model<'_>, tiles: &Tiles, done: impl Fn() + Sync) -> Result<Matrix> {
-    check_shape(model, tiles)?;
-    let encoder = Encoder::new(model);
-    let columns = model.embedding_dimension();
-    let mut data = vec![0.0; tiles.len() * columns];
-    data.par_chunks_mut(columns).enumerate().try_for_each_init(
-        || AlignedBytes::zeroed(encoder.arena_bytes()),
-        |arena, (index, embedding)| {
-            encoder.embed(tiles.tile(index), arena, embedding).with_context(|| format!("tile {index}"))?;
-            done();
-            anyhow::Ok(())
-        },
-    )?;
-    Ok(Matrix { rows: tiles.len(), columns, data })
+    embed_all(&Encoder::new(model), tiles, available_threads(), done)
 }
 
 /// Whether tiles `[tiles, bands, height, width]` fit the model.

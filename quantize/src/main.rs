@@ -1,6 +1,8 @@
-//! `quantize`: safetensors in, `.nadir` out; inspection, embedding on the host, comparison with the float encoder.
+//! `quantize`: safetensors in, `.nadir` out; embedding on the host, comparison with the float encoder. What only looks at a model is in
+//! `examine.rs`.
 
 use std::io::{IsTerminal, Write};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,9 +14,12 @@ use nadir::model::{Model, Precision};
 use nadir_formats::{AlignedBytes, Encoder, Tiles, write_atomic};
 use nadir_quantize::compare::Agreement;
 use nadir_quantize::inspect::{self, thousands};
+use nadir_quantize::options::with_kernels;
 use nadir_quantize::reference::{Blind, Reference};
-use nadir_quantize::{embed, float, int8};
+use nadir_quantize::{batch, float, int8};
 use rayon::prelude::*;
+
+mod examine;
 
 /// What a newcomer types first.
 const EXAMPLE: &str = "\
@@ -22,6 +27,8 @@ Example:
   quantize convert --model yocto.safetensors --precision int8 --calibrate train.npy --out yocto.nadir
   quantize compare --model yocto.nadir --float yocto.safetensors --tiles test.npy
   quantize embed --model yocto.nadir --tiles test.npy --out embeddings.npy
+  quantize plan yocto.nadir --budget 100000 --png arena.png
+  quantize profile yocto.nadir test.npy
 
 Tiles are .npy arrays [tiles, bands, height, width] of u8, u16 or f32, with the values that the sensor stores: the model knows how to
 normalise them. Errors are one line on standard error and exit code 2.";
@@ -80,6 +87,12 @@ enum Command {
         /// Bands of the tiles in their order, if not the model's: B4,B3,B2
         #[arg(long, value_delimiter = ',')]
         bands: Option<Vec<String>>,
+        /// Kernels by name, if not the fastest: see `quantize kernels`
+        #[arg(long, value_name = "NAME")]
+        kernels: Option<String>,
+        /// Threads, if not as many as the machine has
+        #[arg(long, value_name = "N")]
+        threads: Option<NonZeroUsize>,
     },
     /// Compare a model's embeddings with the float encoder's, computed in float64
     Compare {
@@ -95,10 +108,15 @@ enum Command {
         /// Bands of the tiles in their order, if not the model's: B4,B3,B2
         #[arg(long, value_delimiter = ',')]
         bands: Option<Vec<String>>,
+        /// Kernels by name, if not the fastest: see `quantize kernels`
+        #[arg(long, value_name = "NAME")]
+        kernels: Option<String>,
         /// As JSON
         #[arg(long)]
         json: bool,
     },
+    #[command(flatten)]
+    Examine(examine::Command),
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -131,10 +149,13 @@ fn run(command: Command) -> Result<()> {
             let model = parse(&bytes, &model)?;
             print(&if json { format!("{:#}\n", inspect::json(&model)) } else { inspect::text(&model) })
         }
-        Command::Embed { model, tiles, out, bands } => embed_tiles(&model, &tiles, &out, bands.as_deref()),
-        Command::Compare { model, float, tiles, bands, json } => {
-            compare(&model, &float, &tiles, bands.as_deref(), json)
+        Command::Embed { model, tiles, out, bands, kernels, threads } => {
+            embed_tiles(&model, &tiles, &out, bands.as_deref(), kernels.as_deref(), threads)
         }
+        Command::Compare { model, float, tiles, bands, kernels, json } => {
+            compare(&model, &float, &tiles, bands.as_deref(), kernels.as_deref(), json)
+        }
+        Command::Examine(command) => examine::run(command),
     }
 }
 
@@ -177,20 +198,37 @@ fn convert(
     ))
 }
 
-fn embed_tiles(model: &Path, tiles: &Path, out: &Path, bands: Option<&[String]>) -> Result<()> {
+fn embed_tiles(
+    model: &Path,
+    tiles: &Path,
+    out: &Path,
+    bands: Option<&[String]>,
+    kernels: Option<&str>,
+    threads: Option<NonZeroUsize>,
+) -> Result<()> {
     let bytes = AlignedBytes::read(model)?;
     let model = parse(&bytes, model)?;
+    let encoder = with_kernels(&model, kernels)?;
     let tiles = read_tiles(tiles, bands, &band_names(&model), usize::from(model.architecture().tile_size))?;
     writable(out)?;
     let bar = progress(tiles.len(), "embed");
-    let embeddings = embed::embed(&model, &tiles, || bar.inc(1))?;
+    let threads = threads.map_or_else(batch::available_threads, NonZeroUsize::get);
+    let embeddings = batch::embed_all(&encoder, &tiles, threads, || bar.inc(1))?;
     bar.finish_and_clear();
     Ok(embeddings.write(out)?)
 }
 
-fn compare(path: &Path, float: &Path, tiles: &Path, bands: Option<&[String]>, json: bool) -> Result<()> {
+fn compare(
+    path: &Path,
+    float: &Path,
+    tiles: &Path,
+    bands: Option<&[String]>,
+    kernels: Option<&str>,
+    json: bool,
+) -> Result<()> {
     let bytes = AlignedBytes::read(path)?;
     let model = parse(&bytes, path)?;
+    let engine = with_kernels(&model, kernels)?;
     let encoder = Encoder::read(float)?;
     let card = &encoder.card;
     let differ = |what: &str| format!("{} and {} differ in {what}", path.display(), float.display());
@@ -200,7 +238,7 @@ fn compare(path: &Path, float: &Path, tiles: &Path, bands: Option<&[String]>, js
 
     let tiles = read_tiles(tiles, bands, &band_names(&model), usize::from(model.architecture().tile_size))?;
     let bar = progress(2 * tiles.len(), "compare");
-    let found = embed::embed(&model, &tiles, || bar.inc(1))?;
+    let found = batch::embed_all(&engine, &tiles, batch::available_threads(), || bar.inc(1))?;
     let reference = Reference::new(&encoder);
     let expected: Vec<_> = (0..tiles.len())
         .into_par_iter()

@@ -165,11 +165,12 @@ fn damaged_models_are_refused() {
     let bench = Bench::new();
     let model = bench.path("m.nadir");
     type Edit = Box<dyn FnOnce(&mut Vec<u8>)>;
-    let edits: [(&str, Edit, &str); 6] = [
+    let edits: [(&str, Edit, &str); 7] = [
         ("short.nadir", Box::new(|b| b.truncate(5000)), "is truncated: 5000 bytes"),
         ("empty.nadir", Box::new(Vec::clear), "is truncated: 0 bytes"),
         ("flipped.nadir", Box::new(|b| b[9000] ^= 4), "is damaged: CRC is"),
-        ("version.nadir", Box::new(|b| b[8] = 9), "version is 9.0, this runtime reads 1.x"),
+        ("version.nadir", Box::new(|b| b[8] = 9), "version is 9.0, this runtime reads 2.x"),
+        ("old.nadir", Box::new(|b| b[8] = 1), "version is 1.0, this runtime reads 2.x"),
         ("text.nadir", Box::new(|b| _ = b.remove(4)), "not a .nadir model"),
         ("long.nadir", Box::new(|b| b.push(0)), "its prefix says"),
     ];

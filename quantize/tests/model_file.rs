@@ -102,7 +102,7 @@ fn what_was_written_is_read() {
 #[test]
 fn the_first_bytes_are_laid_down() {
     let bytes = file(Precision::F32);
-    assert_eq!(bytes[..12], *b"\x89NDR\r\n\x1a\n\x01\x00\x00\x00");
+    assert_eq!(bytes[..12], *b"\x89NDR\r\n\x1a\n\x02\x00\x00\x00");
     // CRC-32C of "123456789" is the published check value.
     assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     let postcard_name = &bytes[PREFIX_BYTES..PREFIX_BYTES + 9];
@@ -246,7 +246,8 @@ fn every_error_says_what_is_wrong() {
     refuse(&[&good[..], &[0]].concat(), "its prefix says");
     refuse(b"not a model, but long enough to hold the prefix", "not a .nadir model: the magic number is [6e,");
     changed(&|b| _ = b.remove(4), "not a .nadir model");
-    changed(&|b| b[8] = 2, "version is 2.0, this runtime reads 1.x");
+    changed(&|b| b[8] = 1, "version is 1.0, this runtime reads 2.x");
+    changed(&|b| b[8] = 3, "version is 3.0, this runtime reads 2.x");
     changed(&|b| b[40] ^= 1, "head (prefix, header and section table) is damaged");
     changed(&|b| *b.last_mut().unwrap() ^= 1, "file is damaged");
     let first = u32_at(&good, table_start + 8);

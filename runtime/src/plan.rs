@@ -22,7 +22,9 @@
 //! [`int8`] has them. The largest architecture that the limits allow needs 1.1e9 bytes, so that its sizes fit 32 bits; those of the float
 //! layouts need not, and saturate.
 
+pub mod cost;
 pub mod int8;
+pub mod regions;
 
 use crate::model::float_layout::PANEL;
 use crate::model::{Architecture, STAGES};

@@ -4,6 +4,7 @@
 //! `int8.rs` for int8.
 
 mod arena;
+mod buffer;
 mod cursor;
 mod float;
 mod int8;
@@ -14,6 +15,7 @@ use crate::kernels::int8::Int8Kernels;
 use crate::model::int8_layout::stored;
 use crate::model::{Model, Place, Precision, STAGES};
 use crate::plan::int8::{Passes, StagePasses, int8_passes};
+pub use buffer::{ArenaBuffer, StaticPlan};
 use cursor::Cursor;
 
 /// Alignment that the arena needs, in bytes.
@@ -74,7 +76,34 @@ pub enum ConfigureError {
     Kernels,
 }
 
-/// Executes one model.
+/// Executes one model. Neither allocates nor starts threads; a copy is a few words, and any number of threads may embed with the same one
+/// at once, each with its own arena:
+///
+/// ```
+/// # use nadir::{Tile, encoder::{EmbedError, Encoder}};
+/// /// `arenas` hold [`Encoder::arena_bytes`] each, `embeddings` an embedding for each tile.
+/// fn embed_on_threads(
+///     encoder: &Encoder<'_>,
+///     tiles: &[&[u8]],
+///     arenas: &mut [&mut [u8]],
+///     embeddings: &mut [Vec<f32>],
+/// ) -> Result<(), EmbedError> {
+///     let share = tiles.len().div_ceil(arenas.len());
+///     std::thread::scope(|scope| {
+///         let work = tiles.chunks(share).zip(embeddings.chunks_mut(share)).zip(arenas);
+///         let threads: Vec<_> = work
+///             .map(|((tiles, embeddings), arena)| {
+///                 scope.spawn(move || {
+///                     tiles.iter().zip(embeddings).try_for_each(|(tile, to)| encoder.embed(Tile::U8(tile), arena, to))
+///                 })
+///             })
+///             .collect();
+///         threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
+///     })
+/// }
+/// ```
+///
+/// `nadir_quantize::batch` does so for the tiles of a file.
 #[derive(Clone, Copy, Debug)]
 pub struct Encoder<'m> {
     model: &'m Model<'m>,
@@ -129,6 +158,11 @@ impl<'m> Encoder<'m> {
             Precision::Int8 => self.int8.name,
             Precision::F32 | Precision::F16 => self.float.name,
         }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'m Model<'m> {
+        self.model
     }
 
     /// The passes of each stage.

@@ -31,7 +31,7 @@ compile_error!("model files are larger than the address space of a 16-bit proces
 /// not 8-bit clean or that translate line ends (as in PNG).
 pub const MAGIC: [u8; 8] = *b"\x89NDR\r\n\x1a\n";
 /// Files of another major version are refused.
-pub const VERSION_MAJOR: u16 = 1;
+pub const VERSION_MAJOR: u16 = 2;
 /// A later minor version may append header fields and ancillary sections, which are ignored.
 pub const VERSION_MINOR: u16 = 0;
 /// Alignment of the file in memory, of the section table, and of each section in the file.
