@@ -3,8 +3,8 @@
 //! ## Matrix products without VNNI
 //! `vpmaddubsw` saturates at 16 bits, so that it cannot promise the same bits; `vpmaddwd` of bytes widened to 16 bits is exact. A group
 //! of the packed weights is 64 bytes: four registers of four outputs by four inputs, whose products come in two parts an
-//! output that are added at the end. One tile is two pixels by one panel: eight accumulators, two registers of inputs, one of weights
-//! and a product of 16 registers. Inputs are broadcast as four bytes, then widened.
+//! output that are added at the end. One tile is three pixels by one panel: twelve accumulators, an input, weights and a product of 16 registers.
+//! The inputs of three pixels are widened once for all panels, in 6 KiB of the stack.
 //!
 //! ## With VNNI
 //! `vpdpbusd` on unsigned inputs as in `avx512.rs`: six pixels by one panel, twelve accumulators.
@@ -127,50 +127,62 @@ fn prepare(layer: &Dense<'_>, bias: &mut [i32]) {
     }
 }
 
-/// Accumulators of `P` pixels by one panel, the bias included: outputs 0 to 7, 8 to 15.
+/// The most inputs that are widened at once.
+const WIDE: usize = 1024;
+
+/// Three rows of inputs, widened to 16 bits.
+#[repr(align(32))]
+struct Wide([[i16; WIDE]; PIXELS]);
+
+/// Pixels of a tile without VNNI.
+const PIXELS: usize = 3;
+
+/// Adds products of `inputs` inputs of three pixels and one panel to accumulators of four outputs in two parts each.
 ///
 /// # Safety
-/// `input` points at `P` rows of `inputs` bytes, `weight` at a panel, `bias` at 16 values.
+/// `weight` points at `inputs / 4` groups, `inputs` is at most [`WIDE`] and a multiple of 4.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn tile<const P: usize>(
-    input: *const i8,
-    weight: *const i8,
-    inputs: usize,
-    bias: *const i32,
-) -> [[__m256i; 2]; P] {
+unsafe fn tile(wide: &Wide, weight: *const i8, inputs: usize, acc: &mut [[__m256i; 4]; PIXELS]) {
     // SAFETY: as the caller promises; every offset stays within the rows and the panel.
     unsafe {
-        let mut acc = [[_mm256_setzero_si256(); 4]; P];
+        let mut sums = *acc;
+        let x = wide.0.as_ptr().cast::<i16>();
         for group in 0..inputs / GROUP {
-            let mut x = [_mm256_setzero_si256(); P];
-            for p in 0..P {
-                let four = input.add(p * inputs + group * GROUP).cast::<i32>().read_unaligned();
-                x[p] = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
-            }
             for q in 0..4 {
                 let w = _mm256_cvtepi8_epi16(_mm_loadu_si128(weight.add(group * 64 + q * 16).cast()));
-                for p in 0..P {
-                    acc[p][q] = _mm256_add_epi32(acc[p][q], _mm256_madd_epi16(x[p], w));
+                for p in 0..PIXELS {
+                    let x = _mm256_set1_epi64x(x.add(p * WIDE + group * GROUP).cast::<i64>().read());
+                    sums[p][q] = _mm256_add_epi32(sums[p][q], _mm256_madd_epi16(x, w));
                 }
             }
         }
-        let mut sums = [[_mm256_setzero_si256(); 2]; P];
-        for p in 0..P {
-            for half in 0..2 {
-                let pairs = _mm256_hadd_epi32(acc[p][2 * half], acc[p][2 * half + 1]);
-                let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs);
-                sums[p][half] = _mm256_add_epi32(ordered, _mm256_loadu_si256(bias.add(half * 8).cast()));
-            }
-        }
-        sums
+        *acc = sums;
     }
 }
 
-/// The same with AVX-VNNI, for unsigned inputs.
+/// The sums of the two parts of sixteen outputs, and the bias.
 ///
 /// # Safety
-/// As [`tile`]; the processor has AVX-VNNI.
+/// `bias` points at 16 values.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn join(acc: [__m256i; 4], bias: *const i32) -> [__m256i; 2] {
+    let low = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(acc[0], acc[1]));
+    let high = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(acc[2], acc[3]));
+    // SAFETY: as the caller promises.
+    unsafe {
+        [
+            _mm256_add_epi32(low, _mm256_loadu_si256(bias.cast())),
+            _mm256_add_epi32(high, _mm256_loadu_si256(bias.add(8).cast())),
+        ]
+    }
+}
+
+/// Accumulators of `P` pixels by one panel with AVX-VNNI, for unsigned inputs: outputs 0 to 7, 8 to 15.
+///
+/// # Safety
+/// `input` points at `P` rows of `inputs` bytes, `weight` at a panel, `bias` at 16 values; the processor has AVX-VNNI.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn tile_vnni<const P: usize>(
@@ -217,30 +229,54 @@ unsafe fn matrix<const VNNI: bool>(input: &[i8], layer: &Dense<'_>, mut finish: 
     let inputs = layer.inputs;
     let pixels = input.len() / inputs;
     let shift = _mm_cvtsi32_si128(layer.shift as i32);
-    for o in (0..layer.outputs).step_by(PANEL) {
-        // SAFETY: pixels, panels, biases and multipliers exist, as the caller promises.
-        unsafe {
-            let (weight, bias) = (layer.weight.as_ptr().add(o * inputs), layer.bias.as_ptr().add(o));
+    // SAFETY: pixels, panels, biases and multipliers exist, as the caller promises.
+    unsafe {
+        let panel = |o: usize| {
             let multiplier = _mm256_loadu_si256(layer.multiplier.as_ptr().add(o).cast());
-            let mut p = 0;
-            macro_rules! run {
-                ($tile:ident::<$n:literal>) => {
-                    while p + $n <= pixels {
-                        let acc = $tile::<$n>(input.as_ptr().add(p * inputs), weight, inputs, bias);
-                        for i in 0..$n {
-                            finish(p + i, o, requantize(acc[i], shift, multiplier));
+            (layer.weight.as_ptr().add(o * inputs), layer.bias.as_ptr().add(o), multiplier)
+        };
+        if VNNI {
+            for o in (0..layer.outputs).step_by(PANEL) {
+                let (weight, bias, multiplier) = panel(o);
+                let mut p = 0;
+                macro_rules! run {
+                    ($n:literal) => {
+                        while p + $n <= pixels {
+                            let acc = tile_vnni::<$n>(input.as_ptr().add(p * inputs), weight, inputs, bias);
+                            for i in 0..$n {
+                                finish(p + i, o, requantize(acc[i], shift, multiplier));
+                            }
+                            p += $n;
                         }
-                        p += $n;
-                    }
-                };
+                    };
+                }
+                run!(6);
+                run!(3);
+                run!(1);
             }
-            if VNNI {
-                run!(tile_vnni::<6>);
-                run!(tile_vnni::<3>);
-                run!(tile_vnni::<1>);
-            } else {
-                run!(tile::<2>);
-                run!(tile::<1>);
+            return;
+        }
+        let mut wide = Wide([[0; WIDE]; PIXELS]);
+        for first in (0..pixels).step_by(PIXELS) {
+            let count = PIXELS.min(pixels - first);
+            for o in (0..layer.outputs).step_by(PANEL) {
+                let (weight, bias, multiplier) = panel(o);
+                let mut acc = [[_mm256_setzero_si256(); 4]; PIXELS];
+                for from in (0..inputs).step_by(WIDE) {
+                    let len = WIDE.min(inputs - from);
+                    if o == 0 || inputs > WIDE {
+                        for p in 0..count {
+                            let row = input.as_ptr().add((first + p) * inputs + from);
+                            for (i, to) in wide.0[p][..len].iter_mut().enumerate() {
+                                *to = i16::from(*row.add(i));
+                            }
+                        }
+                    }
+                    tile(&wide, weight.add(from * PANEL), len, &mut acc);
+                }
+                for (p, acc) in acc.into_iter().enumerate().take(count) {
+                    finish(first + p, o, requantize(join(acc, bias), shift, multiplier));
+                }
             }
         }
     }
@@ -372,14 +408,7 @@ fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16
                 }
                 let multiplier = _mm256_loadu_si256(layer.multiplier.as_ptr().add(o).cast());
                 for (p, acc) in [first, second].into_iter().zip(acc) {
-                    let mut sums = [_mm256_setzero_si256(); 2];
-                    for half in 0..2 {
-                        let pairs = _mm256_hadd_epi32(acc[2 * half], acc[2 * half + 1]);
-                        let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs);
-                        let bias = _mm256_loadu_si256(layer.bias.as_ptr().add(o + half * 8).cast());
-                        sums[half] = _mm256_add_epi32(ordered, bias);
-                    }
-                    let value = requantize(sums, shift, multiplier);
+                    let value = requantize(join(acc, layer.bias.as_ptr().add(o)), shift, multiplier);
                     let at = output.as_mut_ptr().add(p * outputs + o);
                     if outputs - o >= PANEL {
                         _mm256_storeu_si256(at.cast(), value);
