@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{demo, firmware, qemu};
+use xtask::{counts, demo, firmware, qemu};
 
 /// Development commands of Nadir.
 #[derive(Parser)]
@@ -21,6 +21,8 @@ enum Command {
     Qemu(qemu::Arguments),
     /// Builds a board's firmware and says what it holds: flash, RAM, symbols of the heap and of panics.
     Size(firmware::Arguments),
+    /// Counts the instructions of one embedding under Valgrind, and compares with benches/counts.json.
+    Counts(counts::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Qemu(arguments) => qemu::main(&arguments),
         Command::Size(arguments) => firmware::main(&arguments),
+        Command::Counts(arguments) => counts::main(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! Exit codes and error lines of `cargo xtask qemu`: 3 where something is not installed, 2 on any other error.
+//! Exit codes and error lines of `cargo xtask qemu` and `counts`: 3 where something is not installed, 2 on any other error.
 
 use std::io::Write;
 use std::process::{Command, Output};
@@ -25,6 +25,15 @@ fn without_qemu_it_says_what_to_install_and_exits_with_3() {
     assert_eq!(output.status.code(), Some(3));
     let line = error_line(&output);
     assert!(line.starts_with("xtask: qemu-system-arm is not installed: apt install qemu-system-arm"), "{line}");
+}
+
+#[test]
+fn without_valgrind_it_says_that_nothing_was_counted_and_exits_with_3() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let output = xtask(&["counts"], nowhere.path().to_str());
+    assert_eq!(output.status.code(), Some(3));
+    let line = error_line(&output);
+    assert!(line.starts_with("xtask: valgrind is not installed, NO INSTRUCTIONS WERE COUNTED: apt install"), "{line}");
 }
 
 #[test]
