@@ -15,6 +15,8 @@
 //! [`Int8Kernels::project`] belong to the set: VNNI multiplies unsigned by signed bytes, so that its set stores `value ^ 0x80` and
 //! corrects the bias in [`Int8Kernels::prepare`]. What they leave in the residual map may not.
 
+#[cfg(test)]
+mod conformance;
 pub mod scalar;
 
 use crate::kernels::fixed::LayerNorm;
