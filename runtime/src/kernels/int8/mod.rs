@@ -15,8 +15,20 @@
 //! [`Int8Kernels::project`] belong to the set: VNNI multiplies unsigned by signed bytes, so that its set stores `value ^ 0x80` and
 //! corrects the bias in [`Int8Kernels::prepare`]. What they leave in the residual map may not.
 
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+mod arm;
 #[cfg(test)]
 mod conformance;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+mod neon;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+mod neon_dot;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+mod neon_gemm;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+mod neon_i8mm;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+mod neon_simd;
 pub mod scalar;
 
 use crate::kernels::fixed::LayerNorm;
@@ -153,6 +165,15 @@ pub struct Gelu<'a> {
     pub table: &'a Table,
 }
 
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+use arm::sets as arch_sets;
+
+/// The sets of this architecture that this processor runs, slowest first.
+#[cfg(not(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little")))]
+fn arch_sets() -> &'static [&'static Int8Kernels] {
+    &[]
+}
+
 impl Int8Kernels {
     /// The fastest set that this processor runs.
     pub fn detect() -> &'static Self {
@@ -161,7 +182,7 @@ impl Int8Kernels {
 
     /// The sets that this processor runs, slowest first.
     pub fn available() -> impl Iterator<Item = &'static Self> {
-        [&scalar::SCALAR].into_iter()
+        [&scalar::SCALAR].into_iter().chain(arch_sets().iter().copied())
     }
 
     /// The set of this name, if this processor runs it.
