@@ -8,7 +8,7 @@
 //! ## Tables
 //! A table of 256 16-bit values is two planes of 256 bytes, sixteen registers each; `tbl` and three `tbx` find sixteen bytes at a
 //! time. Both planes do not fit the 32 registers, so that up to [`BATCH`] vectors of indices go through the lower plane, then through
-//! the upper; in between their lower bytes wait on the stack. Squares of |h| <= 4095 are summed over a strip of 64 in 32-bit lanes
+//! the upper; their bytes wait on the stack. Squares of |h| <= 4095 are summed over a strip of 64 in 32-bit lanes
 //! (`smlal`) and widened once.
 //!
 //! ## Depthwise
@@ -25,6 +25,7 @@ use super::neon_gemm::{self, Pairs};
 use super::neon_simd::*;
 use super::*;
 use crate::kernels::fixed::*;
+use core::arch::asm;
 
 /// ARMv8.0 with vectors.
 pub(super) static NEON: Int8Kernels = SET;
@@ -39,17 +40,21 @@ pub(super) const SET: Int8Kernels = Int8Kernels {
     lookup,
     depthwise,
     layer_norm,
-    expand: |input, layer, gelu, output, squares| {
-        // SAFETY: every processor that this module is compiled for has what `Pairs` needs.
-        unsafe { neon_gemm::expand::<Pairs, 4, 2>(input, layer, gelu, output, squares) }
-    },
+    expand,
     activate,
-    project: |input, layer, residual| {
-        // SAFETY: as above.
-        unsafe { neon_gemm::project::<Pairs, 4, 2>(input, layer, residual) }
-    },
+    project,
     square_roots,
 };
+
+fn expand(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, output: &mut [i8], squares: &mut [u64]) {
+    // SAFETY: every processor that this module is compiled for has what `Pairs` needs.
+    unsafe { neon_gemm::expand::<Pairs, 4, 2>(input, layer, gelu, output, squares) }
+}
+
+fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
+    // SAFETY: as `expand`.
+    unsafe { neon_gemm::project::<Pairs, 4, 2>(input, layer, residual) }
+}
 
 #[inline(always)]
 pub(super) fn load_i8(from: &[i8; 8]) -> int8x8_t {
@@ -68,12 +73,6 @@ pub(super) fn load_i16(from: &[i16; 8]) -> int16x8_t {
 pub(super) fn load_i32(from: &[i32; 8]) -> [int32x4_t; 2] {
     // SAFETY: as `load_i8`; the second half is four values further.
     unsafe { [vld1q_s32(from.as_ptr()), vld1q_s32(from.as_ptr().add(4))] }
-}
-
-#[inline(always)]
-pub(super) fn load_index(from: &[i8; 16]) -> uint8x16_t {
-    // SAFETY: as `load_i8`.
-    vreinterpretq_u8_s8(unsafe { vld1q_s8(from.as_ptr()) })
 }
 
 #[inline(always)]
@@ -126,90 +125,90 @@ fn multiply_add(acc: [int32x4_t; 2], value: int16x8_t, weight: int16x8_t) -> [in
 /// Vectors of sixteen indices that go through one plane of a table before the other.
 pub(super) const BATCH: usize = 64;
 
-/// What waits between the planes.
-pub(super) type Lower = [uint8x16_t; BATCH];
+/// A table as two planes of bytes, and what was last found in them.
+pub(super) struct Lookup {
+    planes: [[u8; TABLE]; 2],
+    found: [[[u8; 16]; BATCH]; 2],
+}
 
-/// The lower and the upper bytes of a table.
-pub(super) struct Planes([[uint8x16x4_t; 4]; 2]);
-
-impl Planes {
-    #[inline(always)]
-    pub(super) fn of(table: &Table) -> Self {
-        let none = vdupq_n_u8(0);
-        let mut planes = [[uint8x16x4_t(none, none, none, none); 4]; 2];
-        let (quarters, _) = table.as_chunks::<64>();
-        for (quarter, values) in quarters.iter().enumerate() {
-            let (values, _) = values.as_chunks::<16>();
-            // SAFETY: each reads one of the four arrays of 16 values, that is 32 bytes.
-            let [a, b, c, d] = [0, 1, 2, 3].map(|i| unsafe { vld2q_u8(values[i].as_ptr().cast()) });
-            planes[0][quarter] = uint8x16x4_t(a.0, b.0, c.0, d.0);
-            planes[1][quarter] = uint8x16x4_t(a.1, b.1, c.1, d.1);
+impl Lookup {
+    pub(super) fn new(table: &Table) -> Self {
+        let mut planes = [[0; TABLE]; 2];
+        for (i, value) in table.iter().enumerate() {
+            [planes[0][i], planes[1][i]] = value.to_le_bytes();
         }
-        Self(planes)
+        Self { planes, found: [[[0; 16]; BATCH]; 2] }
     }
 
-    /// The bytes of one plane for indices of -128..=127.
+    /// The values of `count` vectors of sixteen indices, at most [`BATCH`], each `stride` bytes behind the one before.
+    ///
+    /// # Safety
+    /// The indices can be read.
     #[inline(always)]
-    fn find(plane: &[uint8x16x4_t; 4], index: uint8x16_t) -> uint8x16_t {
-        // An index beyond a quarter's 64 places finds zero with `tbl`, and leaves what is there with `tbx`.
-        let found = vqtbl4q_u8(plane[0], vaddq_u8(index, vdupq_n_u8(128)));
-        let found = vqtbx4q_u8(found, plane[1], vaddq_u8(index, vdupq_n_u8(64)));
-        let found = vqtbx4q_u8(found, plane[2], index);
-        vqtbx4q_u8(found, plane[3], vsubq_u8(index, vdupq_n_u8(64)))
-    }
-
-    /// Calls `each` with every item and the two vectors of values that its sixteen indices find.
-    #[inline(always)]
-    pub(super) fn find_all<T>(
-        &self,
-        lower: &mut Lower,
-        items: &mut [T],
-        index: impl Fn(&T) -> uint8x16_t,
-        mut each: impl FnMut(&mut T, [int16x8_t; 2]),
-    ) {
-        for items in items.chunks_mut(BATCH) {
-            let plane = self.0[0];
-            for (item, lower) in items.iter().zip(&mut *lower) {
-                *lower = Self::find(&plane, index(item));
-            }
-            let plane = self.0[1];
-            for (item, &lower) in items.iter_mut().zip(&*lower) {
-                let upper = Self::find(&plane, index(item));
-                let values = [vzip1q_u8(lower, upper), vzip2q_u8(lower, upper)];
-                each(item, values.map(vreinterpretq_s16_u8));
-            }
+    pub(super) unsafe fn find(
+        &mut self,
+        indices: *const i8,
+        stride: usize,
+        count: usize,
+    ) -> impl Iterator<Item = [int16x8_t; 2]> {
+        for (plane, found) in self.planes.iter().zip(&mut self.found) {
+            // SAFETY: as the caller promised.
+            unsafe { find_bytes(plane, indices, stride, &mut found[..count]) };
         }
-    }
-
-    /// Calls `each` with what the sixteen indices find that stand at `first` in every pixel, at most [`BATCH`] of `channels` indices.
-    #[inline(always)]
-    pub(super) fn find_column(
-        &self,
-        lower: &mut Lower,
-        pixels: &[i8],
-        channels: usize,
-        first: usize,
-        mut each: impl FnMut([int16x8_t; 2]),
-    ) {
-        let indices = || {
-            let pixels = pixels.chunks_exact(channels);
-            pixels.map(|pixel| load_index(pixel[first..].first_chunk().expect("sixteen channels")))
-        };
-        let plane = self.0[0];
-        for (index, lower) in indices().zip(&mut *lower) {
-            *lower = Self::find(&plane, index);
-        }
-        let plane = self.0[1];
-        for (index, &lower) in indices().zip(&*lower) {
-            let upper = Self::find(&plane, index);
-            each([vzip1q_u8(lower, upper), vzip2q_u8(lower, upper)].map(vreinterpretq_s16_u8));
-        }
+        let [lower, upper] = &self.found;
+        lower[..count].iter().zip(&upper[..count]).map(|(lower, upper)| {
+            // SAFETY: reads the arrays.
+            let (lower, upper) = unsafe { (vld1q_u8(lower.as_ptr()), vld1q_u8(upper.as_ptr())) };
+            [vzip1q_u8(lower, upper), vzip2q_u8(lower, upper)].map(vreinterpretq_s16_u8)
+        })
     }
 }
 
-#[inline(always)]
-pub(super) fn no_lower() -> Lower {
-    [vdupq_n_u8(0); BATCH]
+/// The bytes of a plane for as many vectors of sixteen indices as `found` has places for.
+///
+/// The index -128 is the first of 256 places, so that the four quarters begin at -128, -64, 0 and 64. A place beyond the 64 of a quarter
+/// finds zero with `tbl`, and leaves what is there with `tbx`. The loop is in assembly because a quarter has to stand in four
+/// consecutive registers, for which the compiler copies or loads them anew in every round.
+///
+/// # Safety
+/// Sixteen indices can be read at each of `found.len()` places that are `stride` apart.
+#[inline(never)]
+unsafe fn find_bytes(plane: &[u8; TABLE], indices: *const i8, stride: usize, found: &mut [[u8; 16]]) {
+    if found.is_empty() {
+        return;
+    }
+    // SAFETY: reads the plane and the indices, which the caller promised, writes `found`, and names the registers that it changes.
+    unsafe {
+        asm!(
+            "ld1 {{v16.16b, v17.16b, v18.16b, v19.16b}}, [{plane}], #64",
+            "ld1 {{v20.16b, v21.16b, v22.16b, v23.16b}}, [{plane}], #64",
+            "ld1 {{v24.16b, v25.16b, v26.16b, v27.16b}}, [{plane}], #64",
+            "ld1 {{v28.16b, v29.16b, v30.16b, v31.16b}}, [{plane}]",
+            "movi v0.16b, #128",
+            "movi v1.16b, #64",
+            "2:",
+            "ld1 {{v2.16b}}, [{indices}], {stride}",
+            "add v3.16b, v2.16b, v0.16b",
+            "add v4.16b, v2.16b, v1.16b",
+            "sub v5.16b, v2.16b, v1.16b",
+            "tbl v6.16b, {{v16.16b, v17.16b, v18.16b, v19.16b}}, v3.16b",
+            "tbx v6.16b, {{v20.16b, v21.16b, v22.16b, v23.16b}}, v4.16b",
+            "tbx v6.16b, {{v24.16b, v25.16b, v26.16b, v27.16b}}, v2.16b",
+            "tbx v6.16b, {{v28.16b, v29.16b, v30.16b, v31.16b}}, v5.16b",
+            "subs {count}, {count}, #1",
+            "st1 {{v6.16b}}, [{found}], #16",
+            "b.ne 2b",
+            plane = inout(reg) plane.as_ptr() => _,
+            indices = inout(reg) indices => _,
+            stride = in(reg) stride,
+            found = inout(reg) found.as_mut_ptr() => _,
+            count = inout(reg) found.len() => _,
+            out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
+            out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _, out("v23") _,
+            out("v24") _, out("v25") _, out("v26") _, out("v27") _, out("v28") _, out("v29") _, out("v30") _, out("v31") _,
+            options(nostack),
+        );
+    }
 }
 
 /// Sum and sum of squares of one position.
@@ -284,15 +283,20 @@ fn affine(values: &mut [i16], gain: &[i32], offset: &[i32], shift: u32) {
 }
 
 fn lookup(values: &mut [i16], table: &Table) {
+    let (mut lookup, mut indices) = (Lookup::new(table), [[0i8; 16]; BATCH]);
     let (vectors, rest) = values.as_chunks_mut::<16>();
-    let index = |values: &[i16; 16]| {
-        let low = vqmovn_s16(load_i16(eight(values, 0)));
-        vreinterpretq_u8_s8(vqmovn_high_s16(low, load_i16(eight(values, 8))))
-    };
-    Planes::of(table).find_all(&mut no_lower(), vectors, index, |values, [low, high]| {
-        store_i16(eight_mut(values, 0), low);
-        store_i16(eight_mut(values, 8), high);
-    });
+    for vectors in vectors.chunks_mut(BATCH) {
+        for (values, indices) in vectors.iter().zip(&mut indices) {
+            store_i8(eight_mut(indices, 0), vqmovn_s16(load_i16(eight(values, 0))));
+            store_i8(eight_mut(indices, 8), vqmovn_s16(load_i16(eight(values, 8))));
+        }
+        // SAFETY: there are as many arrays of indices as vectors, or more.
+        let found = unsafe { lookup.find(indices.as_ptr().cast(), 16, vectors.len()) };
+        for (values, [low, high]) in vectors.iter_mut().zip(found) {
+            store_i16(eight_mut(values, 0), low);
+            store_i16(eight_mut(values, 8), high);
+        }
+    }
     scalar::lookup(rest, table);
 }
 
@@ -302,17 +306,16 @@ fn activate(values: &mut [i8], table: &Table, multipliers: &[i16]) {
         // Never so in a model: four times a multiple of 8.
         return scalar::activate(values, table, multipliers);
     }
-    let mut multipliers = by_channel.iter();
-    Planes::of(table).find_all(&mut no_lower(), values.as_chunks_mut().0, load_index, |values, [low, high]| {
-        let multiplier = multipliers.next().unwrap_or_else(|| {
-            multipliers = by_channel.iter();
-            multipliers.next().expect("at least 16 channels")
-        });
-        let low = vqrdmulhq_s16(low, load_i16(eight(multiplier, 0)));
-        let high = vqrdmulhq_s16(high, load_i16(eight(multiplier, 8)));
-        store_i8(eight_mut(values, 0), vqmovn_s16(low));
-        store_i8(eight_mut(values, 8), vqmovn_s16(high));
-    });
+    let mut lookup = Lookup::new(table);
+    let mut multipliers = by_channel.iter().cycle();
+    for vectors in values.as_chunks_mut::<16>().0.chunks_mut(BATCH) {
+        // SAFETY: the vectors stand one behind the other.
+        let found = unsafe { lookup.find(vectors.as_ptr().cast(), 16, vectors.len()) };
+        for ((values, [low, high]), multiplier) in vectors.iter_mut().zip(found).zip(&mut multipliers) {
+            store_i8(eight_mut(values, 0), vqmovn_s16(vqrdmulhq_s16(low, load_i16(eight(multiplier, 0)))));
+            store_i8(eight_mut(values, 8), vqmovn_s16(vqrdmulhq_s16(high, load_i16(eight(multiplier, 8)))));
+        }
+    }
 }
 
 /// Four values at a time, as [`isqrt32`]; no processor has a faster one without floating point.
@@ -346,11 +349,14 @@ fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output
         for (block, output) in output.as_chunks_mut().0.iter_mut().enumerate() {
             let c = 8 * block;
             let mut acc = load_i32(eight(layer.bias, c));
-            for row in 0..side {
-                for column in first..end {
-                    let value = load_i16(eight(rows, (row * width + x * side + column - padding) * channels + c));
-                    let weight = vmovl_s8(load_i8(eight(layer.weight, (row * side + column) * channels + c)));
-                    acc = multiply_add(acc, value, weight);
+            for row in 0..if first < end { side } else { 0 } {
+                let values = &rows[(row * width + x * side + first - padding) * channels..][..(end - first) * channels];
+                let weights = &layer.weight[(row * side + first) * channels..][..(end - first) * channels];
+                for at in (c..values.len()).step_by(channels) {
+                    // SAFETY: both slices have this length, and hold whole pixels; eight channels from `c` on are within one.
+                    let (value, weight) =
+                        unsafe { (vld1q_s16(values.as_ptr().add(at)), vld1_s8(weights.as_ptr().add(at))) };
+                    acc = multiply_add(acc, value, vmovl_s8(weight));
                 }
             }
             store_i16(output, requantize(acc, load_i16(eight(layer.multiplier, c)), shift));
@@ -404,6 +410,16 @@ fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [
     }
 }
 
+/// The body once for each number. The compiler leaves loops of this size as they are, and the accumulators in memory.
+macro_rules! unrolled {
+    ($i:ident in $($number:literal)* => $body:block) => {
+        $({
+            const $i: usize = $number;
+            $body
+        })*
+    };
+}
+
 /// `P` pixels of row `y` from column `x` on, 8 channels from `c` on; as many as `output` has places for are written. `INSIDE`: all
 /// columns of all windows stand in the map.
 #[inline(always)]
@@ -417,19 +433,21 @@ fn depthwise_tile<const P: usize, const INSIDE: bool>(
 ) {
     let mut acc = [constants.bias; P];
     for row in y.saturating_sub(HALF)..(y + HALF + 1).min(rows.side) {
-        let weight = &constants.weight[row + HALF - y];
+        let weight = constants.weight[row + HALF - y];
         let values = rows.row(row);
-        for column in 0..P + SIDE - 1 {
-            let at = (x + column).wrapping_sub(HALF);
-            if INSIDE || at < rows.side {
+        unrolled!(COLUMN in 0 1 2 3 4 5 6 7 8 9 10 11 12 13 => {
+            let at = (x + COLUMN).wrapping_sub(HALF);
+            if COLUMN < P + SIDE - 1 && (INSIDE || at < rows.side) {
                 debug_assert!(at < rows.side);
                 // SAFETY: a row has `side * channels` values, and `at < side`: if `INSIDE`, the caller saw to it.
-                let value = unsafe { load_i16(&*values.as_ptr().add(at * rows.channels + c).cast()) };
-                for pixel in column.saturating_sub(SIDE - 1)..(column + 1).min(P) {
-                    acc[pixel] = multiply_add(acc[pixel], value, weight[column - pixel]);
-                }
+                let value = unsafe { vld1q_s16(values.as_ptr().add(at * rows.channels + c)) };
+                unrolled!(PIXEL in 0 1 2 3 4 5 6 7 => {
+                    if PIXEL < P && PIXEL <= COLUMN && COLUMN < PIXEL + SIDE {
+                        acc[PIXEL] = multiply_add(acc[PIXEL], value, weight[COLUMN - PIXEL]);
+                    }
+                });
             }
-        }
+        });
     }
     let output = output.chunks_exact_mut(rows.channels);
     for (acc, output) in acc.into_iter().zip(output) {

@@ -21,6 +21,7 @@
 use super::neon::*;
 use super::neon_simd::*;
 use super::*;
+use core::arch::asm;
 
 /// Bytes of the weights of one group of inputs of a panel.
 pub(super) const STEP: usize = PANEL * GROUP;
@@ -132,7 +133,7 @@ pub(super) unsafe fn expand<C: Core, const P: usize, const H: usize>(
     squares: &mut [u64],
 ) {
     let zero_point = vdupq_n_s16(gelu.zero_point as i16);
-    let (planes, mut lower) = (Planes::of(gelu.table), no_lower());
+    let mut lookup = Lookup::new(gelu.table);
     for first in (0..layer.outputs).step_by(PANEL) {
         let panel = panel(layer, first);
         let core = C::new(panel);
@@ -148,7 +149,7 @@ pub(super) unsafe fn expand<C: Core, const P: usize, const H: usize>(
             }
         }
         if end - first == PANEL {
-            add_squares(&planes, &mut lower, output, layer.outputs, first, &mut squares[first..end]);
+            add_squares(&mut lookup, output, layer.outputs, first, &mut squares[first..end]);
         } else {
             // Never so in a model: four times a multiple of 8.
             for pixel in output.chunks_exact(layer.outputs) {
@@ -162,16 +163,20 @@ pub(super) unsafe fn expand<C: Core, const P: usize, const H: usize>(
 }
 
 /// Adds the squares of what 16 channels' indices find, from channel `first` on, to their sums.
-fn add_squares(planes: &Planes, lower: &mut Lower, output: &[i8], outputs: usize, first: usize, sums: &mut [u64]) {
+fn add_squares(lookup: &mut Lookup, output: &[i8], outputs: usize, first: usize, sums: &mut [u64]) {
     for strip in output.chunks(outputs * BATCH) {
+        let pixels = strip.len() / outputs;
+        assert!(first + PANEL <= outputs && pixels <= BATCH);
         // 64 squares of 12 bits stay below 2^30.
         let mut acc = [vdupq_n_s32(0); 4];
-        planes.find_column(lower, strip, outputs, first, |[a, b]| {
+        // SAFETY: each pixel has sixteen channels from `first` on.
+        let found = unsafe { lookup.find(strip.as_ptr().add(first), outputs, pixels) };
+        for [a, b] in found {
             acc[0] = vmlal_s16(acc[0], vget_low_s16(a), vget_low_s16(a));
             acc[1] = vmlal_high_s16(acc[1], a, a);
             acc[2] = vmlal_s16(acc[2], vget_low_s16(b), vget_low_s16(b));
             acc[3] = vmlal_high_s16(acc[3], b, b);
-        });
+        }
         let mut lanes = [[0u32; 4]; 4];
         for (lanes, acc) in lanes.iter_mut().zip(acc) {
             // SAFETY: writes the array.
@@ -216,11 +221,10 @@ pub(super) struct Pairs {
 
 impl Core for Pairs {
     fn new(panel: &[i8]) -> Self {
-        let least = panel
-            .as_chunks::<16>()
-            .0
-            .iter()
-            .fold(vdupq_n_s8(0), |least, weights| vminq_s8(least, vreinterpretq_s8_u8(load_index(weights))));
+        let least = panel.as_chunks::<16>().0.iter().fold(vdupq_n_s8(0), |least, weights| {
+            // SAFETY: reads the array.
+            vminq_s8(least, unsafe { vld1q_s8(weights.as_ptr()) })
+        });
         Self { wide: vminvq_s8(least) == i8::MIN }
     }
 
@@ -254,32 +258,29 @@ unsafe fn pairs<const P: usize, const WIDE: bool>(
 ) -> [[int32x4_t; 2]; P] {
     let mut acc = [[vdupq_n_s32(0); 4]; P];
     for k in (0..inputs).step_by(2 * GROUP) {
-        // SAFETY: two groups of 32 bytes of weights, as the caller promised.
-        let (first, second) = unsafe {
-            let at = weight.add(k * PANEL);
-            ([vld1q_s8(at), vld1q_s8(at.add(16))], [vld1q_s8(at.add(STEP)), vld1q_s8(at.add(STEP + 16))])
+        // Two groups of four inputs, of two outputs a register. Not as whole registers: the compiler would copy their upper halves.
+        let mut weights = [[vdup_n_s8(0); 4]; 2];
+        for (i, weight_pair) in weights.as_flattened_mut().iter_mut().enumerate() {
+            // SAFETY: 32 bytes of each group, as the caller promised.
+            *weight_pair = unsafe { vld1_s8(weight.add(k * PANEL + i / 4 * STEP + i % 4 * 8)) };
+        }
+        // SAFETY: eight inputs from `k` on, as the caller promised; the words may stand anywhere.
+        let words = |pixel: usize| unsafe {
+            let at = input[pixel].add(k).cast::<i32>();
+            [at.read_unaligned(), at.add(1).read_unaligned()].map(|v| vreinterpret_s8_s32(vdup_n_s32(v)))
         };
-        for (acc, input) in acc.iter_mut().zip(input) {
-            // SAFETY: eight inputs from `k` on, as the caller promised; the words may stand anywhere.
-            let [x, z] = unsafe {
-                let at = input.add(k).cast::<i32>();
-                [at.read_unaligned(), at.add(1).read_unaligned()].map(|v| vreinterpretq_s8_s32(vdupq_n_s32(v)))
-            };
-            for half in 0..2 {
-                let (v, w) = (first[half], second[half]);
-                let low = vmull_s8(vget_low_s8(v), vget_low_s8(x));
-                let high = vmull_high_s8(v, x);
-                if WIDE {
-                    acc[2 * half] = vpadalq_s16(acc[2 * half], low);
-                    acc[2 * half + 1] = vpadalq_s16(acc[2 * half + 1], high);
-                    acc[2 * half] = vpadalq_s16(acc[2 * half], vmull_s8(vget_low_s8(w), vget_low_s8(z)));
-                    acc[2 * half + 1] = vpadalq_s16(acc[2 * half + 1], vmull_high_s8(w, z));
-                } else {
-                    let low = vmlal_s8(low, vget_low_s8(w), vget_low_s8(z));
-                    let high = vmlal_high_s8(high, w, z);
-                    acc[2 * half] = vpadalq_s16(acc[2 * half], low);
-                    acc[2 * half + 1] = vpadalq_s16(acc[2 * half + 1], high);
+        let mut next = words(0);
+        for pixel in 0..P {
+            let [x, z] = next;
+            if pixel + 1 < P {
+                next = words(pixel + 1);
+            }
+            if WIDE {
+                for (i, acc) in acc[pixel].iter_mut().enumerate() {
+                    *acc = vpadalq_s16(vpadalq_s16(*acc, vmull_s8(weights[0][i], x)), vmull_s8(weights[1][i], z));
                 }
+            } else {
+                pair_up(&mut acc[pixel], &weights, x, z);
             }
         }
     }
@@ -288,4 +289,46 @@ unsafe fn pairs<const P: usize, const WIDE: bool>(
         *sums = [vaddq_s32(sums[0], vpaddq_s32(acc[0], acc[1])), vaddq_s32(sums[1], vpaddq_s32(acc[2], acc[3]))];
     }
     sums
+}
+
+/// Adds the products of eight inputs of a pixel; no weight is -128. In assembly, and said to touch memory, because the compiler would
+/// mix the instructions and loads of four pixels until the accumulators no longer fit the registers.
+#[inline(always)]
+fn pair_up(acc: &mut [int32x4_t; 4], weights: &[[int8x8_t; 4]; 2], x: int8x8_t, z: int8x8_t) {
+    // SAFETY: works on registers alone, with instructions of ARMv8.0.
+    unsafe {
+        asm!(
+            "smull {s:v}.8h, {a0:v}.8b, {x:v}.8b",
+            "smull {t:v}.8h, {a1:v}.8b, {x:v}.8b",
+            "smull {u:v}.8h, {a2:v}.8b, {x:v}.8b",
+            "smull {v:v}.8h, {a3:v}.8b, {x:v}.8b",
+            "smlal {s:v}.8h, {b0:v}.8b, {z:v}.8b",
+            "smlal {t:v}.8h, {b1:v}.8b, {z:v}.8b",
+            "smlal {u:v}.8h, {b2:v}.8b, {z:v}.8b",
+            "smlal {v:v}.8h, {b3:v}.8b, {z:v}.8b",
+            "sadalp {acc0:v}.4s, {s:v}.8h",
+            "sadalp {acc1:v}.4s, {t:v}.8h",
+            "sadalp {acc2:v}.4s, {u:v}.8h",
+            "sadalp {acc3:v}.4s, {v:v}.8h",
+            acc0 = inout(vreg) acc[0],
+            acc1 = inout(vreg) acc[1],
+            acc2 = inout(vreg) acc[2],
+            acc3 = inout(vreg) acc[3],
+            a0 = in(vreg) weights[0][0],
+            a1 = in(vreg) weights[0][1],
+            a2 = in(vreg) weights[0][2],
+            a3 = in(vreg) weights[0][3],
+            b0 = in(vreg) weights[1][0],
+            b1 = in(vreg) weights[1][1],
+            b2 = in(vreg) weights[1][2],
+            b3 = in(vreg) weights[1][3],
+            x = in(vreg) x,
+            z = in(vreg) z,
+            s = out(vreg) _,
+            t = out(vreg) _,
+            u = out(vreg) _,
+            v = out(vreg) _,
+            options(nostack, preserves_flags),
+        );
+    }
 }
