@@ -3,7 +3,7 @@
 //! | set | needs | is there since, for instance |
 //! | --- | --- | --- |
 //! | `neon` | what every aarch64 processor with vectors has | Cortex-A53, A72 |
-//! | `dotprod` | FEAT_DotProd | Cortex-A55, A76; Jetson Xavier NX is older, Orin has it |
+//! | `dotprod` | FEAT_DotProd | Cortex-A55, A76, A78 |
 //! | `i8mm` | FEAT_DotProd and FEAT_I8MM | Cortex-A510, A710, Neoverse V1 |
 //!
 //! Without an operating system to ask, the identification registers tell. Linux (since 4.11), Android and FreeBSD trap the read of a

@@ -8,7 +8,8 @@
 //! The intrinsics are not stable in Rust 1.95, so that each `sdot` is an `asm!` of its own and the compiler places and schedules them.
 //! They assemble only in functions that have the target feature: all between [`expand`], [`project`] and them is inlined.
 //!
-//! INSTRUCTIONS
+//! No board was at hand: correct under QEMU, speed unknown. Instructions of the loop of a release build (rustc 1.95), by
+//! disassembly: 80 for 1024 multiply-adds (0.078), of which 64 are `sdot`; 44 for 512 (0.086) in the tile of 4 pixels.
 #![allow(unsafe_code)]
 
 use super::neon_gemm::{self, Core, STEP};

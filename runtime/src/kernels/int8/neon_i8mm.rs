@@ -9,7 +9,8 @@
 //!
 //! The intrinsics are not stable in Rust 1.95; see `neon_dot.rs`.
 //!
-//! INSTRUCTIONS
+//! No board was at hand: correct under QEMU, speed unknown. Instructions of the loop of a release build (rustc 1.95), by
+//! disassembly: 64 for 1024 multiply-adds (0.0625), of which 32 are `smmla`; 40 for 512 (0.078) in the tile of 4 pixels.
 #![allow(unsafe_code)]
 
 use super::neon_gemm::{self, Core, STEP};
