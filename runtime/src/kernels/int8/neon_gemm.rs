@@ -1,19 +1,19 @@
 //! The matrix products of the aarch64 sets: what they share, and the inner loop of ARMv8.0.
 //!
 //! ## Shape
-//! The unit is half a panel, 8 outputs: 32 of every 64 bytes of the weights. So that the last panel, which may have only 8 outputs,
-//! is nothing special. Half panels are the outer loop: their 8 times K weights (at most 10 KiB in an atto) stay in the first cache
-//! while all pixels of a strip, at most 64, pass. A [`Core`] multiplies P pixels by the 8 outputs and keeps 2 P accumulators, in
-//! whatever order, in registers; pixels beyond the last are computed as the last, and not written. A tail of at most P / 2 pixels takes
-//! a tile of half the size.
+//! The unit is half a panel, 8 outputs: 32 of every 64 bytes of the weights. So the last panel, which may have only 8 outputs that
+//! count, is nothing special. Half panels are the outer loop: their 8 times K weights (at most 10 KiB in an atto) stay in the first
+//! cache while all pixels of a strip, at most 64, pass. A [`Core`] multiplies P pixels by the 8 outputs and keeps all sums in registers;
+//! pixels beyond the last are computed as the last, and not written. A tail of at most P / 2 pixels takes a tile of half the size.
 //!
 //! ## [`Pairs`]: ARMv8.0
 //! There is no dot product, but `smull` multiplies 8 signed bytes by 8 into 16 bits, `smlal` adds 8 more products, and `sadalp` adds
 //! neighbours into 32 bits. For 8 inputs of 2 outputs that is 3 instructions, 16 products: 5.3 an instruction, where `smlal` of values
-//! widened to 16 bits has 4. The two products of a 16-bit lane overflow in one case alone: -128 times -128 twice. Whether a panel has
-//! a weight of -128 is seen by one look through it a call (the quantizer writes none); if so, `sadalp` follows every `smull`, which is exact
-//! for all values. Tile: 4 pixels by 8 outputs, 16 accumulators of (output, pair of inputs) lanes, 4 registers of weights, and
-//! 2 inputs, each a word repeated (`ld1r`) that is used 4 times.
+//! widened to 16 bits has 4. The two products of a 16-bit lane overflow in one case alone: -128 times -128 twice. One look through a
+//! panel a call tells whether it has a weight of -128 (the quantizer writes none); if so, `sadalp` follows every `smull`, which is
+//! exact for all values. Tile: 4 pixels by 8 outputs; 16 accumulators, whose lanes are (output, pair of inputs), 8 half registers of
+//! weights, each four inputs of two outputs, a word of inputs repeated (`ld1r`) twice for this pixel and twice for the next, 4 sums of
+//! 16 bits: all 32.
 //!
 //! No board was at hand: correct under QEMU, speed unknown. Instructions of the loop of a release build (rustc 1.95), by
 //! disassembly: 68 for 256 multiply-adds (0.27), 48 of them products and sums; 84 (0.33) if a weight is -128.
