@@ -17,6 +17,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+mod arm;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -25,6 +27,16 @@ mod avx512;
 mod avx512_spatial;
 #[cfg(test)]
 mod conformance;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+mod neon;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+mod neon_dot;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+mod neon_gemm;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+mod neon_i8mm;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
+mod neon_simd;
 pub mod scalar;
 
 use crate::kernels::fixed::LayerNorm;
@@ -191,24 +203,33 @@ impl Int8Kernels {
     }
 }
 
-/// The sets that need an instruction set, if this processor has it.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
-fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
-    let has = crate::kernels::cpu::features();
-    let vnni = has.vnni && has.vbmi;
-    let sets = [
-        (has.avx2, &avx2::AVX2),
-        (has.avx2 && has.avx_vnni, &avx2::AVX_VNNI),
-        (vnni, &avx512::AVX512_VNNI),
-        (vnni && has.amx, &amx::AMX),
-    ];
-    sets.into_iter().filter(|(here, _)| *here).map(|(_, set)| set)
-}
-
-/// The sets that need an instruction set, if this processor has it.
-#[cfg(not(all(target_arch = "x86_64", not(miri))))]
-fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
-    core::iter::empty()
+cfg_select! {
+    all(target_arch = "x86_64", not(miri)) => {
+        /// The sets of this architecture that this processor runs, slowest first.
+        fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
+            let has = crate::kernels::cpu::features();
+            let vnni = has.vnni && has.vbmi;
+            let sets = [
+                (has.avx2, &avx2::AVX2),
+                (has.avx2 && has.avx_vnni, &avx2::AVX_VNNI),
+                (vnni, &avx512::AVX512_VNNI),
+                (vnni && has.amx, &amx::AMX),
+            ];
+            sets.into_iter().filter(|(here, _)| *here).map(|(_, set)| set)
+        }
+    }
+    all(target_arch = "aarch64", target_feature = "neon", target_endian = "little", not(miri)) => {
+        /// The sets of this architecture that this processor runs, slowest first.
+        fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
+            arm::sets().iter().copied()
+        }
+    }
+    _ => {
+        /// There is none beside the scalar set.
+        fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
+            core::iter::empty()
+        }
+    }
 }
 
 impl core::fmt::Debug for Int8Kernels {
