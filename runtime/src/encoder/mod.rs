@@ -14,7 +14,7 @@ use crate::kernels::int8::Int8Kernels;
 use crate::model::int8_layout::stored;
 use crate::model::{Model, Place, Precision, STAGES};
 use crate::plan::int8::{Passes, StagePasses, int8_passes};
-use cursor::Cursor;
+pub(crate) use cursor::Cursor;
 
 /// Alignment that the arena needs, in bytes.
 pub const ARENA_ALIGNMENT: usize = 16;
@@ -192,6 +192,21 @@ impl<'m> Encoder<'m> {
         };
         Ok(Run { encoder: *self, tile, arena, embedding, at: Some(Cursor::FIRST) })
     }
+
+    /// Takes up a run where another with the same tile and arena stood ([`Run::cursor`]).
+    ///
+    /// # Errors
+    /// As [`Encoder::start`].
+    #[cfg(feature = "capi")]
+    pub(crate) fn resume<'r>(
+        &self,
+        tile: Tile<'r>,
+        arena: &'r mut [u8],
+        embedding: &'r mut [f32],
+        at: Cursor,
+    ) -> Result<Run<'m, 'r>, EmbedError> {
+        self.start(tile, arena, embedding).map(|run| Run { at: Some(at), ..run })
+    }
 }
 
 /// Whether a run is over.
@@ -231,6 +246,12 @@ impl Run<'_, '_> {
             };
         }
         Ok(if self.at.is_some() { Step::More } else { Step::Done })
+    }
+
+    /// What [`Encoder::resume`] needs to go on; `None` after the last step.
+    #[cfg(feature = "capi")]
+    pub(crate) fn cursor(&self) -> Option<Cursor> {
+        self.at
     }
 
     /// Where the next step works, and `None` after the last.
