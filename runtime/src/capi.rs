@@ -268,9 +268,7 @@ impl From<ModelError> for Failure {
                 let what = spec.0.map_or("section that is not a tensor", |spec| spec.name);
                 new(Status::ModelDamaged, what, found.into(), expected.into()).section(index)
             }
-            ModelError::NotZero { offset, .. } => {
-                new(Status::ModelValue, "byte that must be zero", offset as u64, 0)
-            }
+            ModelError::NotZero { offset, .. } => new(Status::ModelValue, "byte that must be zero", offset as u64, 0),
             ModelError::HeaderEncoding(_) => new(Status::ModelHeader, "header encoding", 0, 0),
             ModelError::HeaderTail(bytes) => new(Status::ModelHeader, "bytes after the header", bytes as u64, 0),
             ModelError::Architecture(error) => {

@@ -244,12 +244,7 @@ pub unsafe extern "C" fn nadir_open(
 ///
 /// # Safety
 /// As [`nadir_open`].
-unsafe fn open(
-    file: *const u8,
-    file_bytes: usize,
-    arena: *mut u8,
-    arena_bytes: usize,
-) -> Result<*mut Handle, Failure> {
+unsafe fn open(file: *const u8, file_bytes: usize, arena: *mut u8, arena_bytes: usize) -> Result<*mut Handle, Failure> {
     let place = Span::of(arena, arena_bytes, "arena")?;
     place.apart_from(&Span::of(file, file_bytes, "model")?)?;
     if arena.is_null() {

@@ -406,9 +406,8 @@ pub unsafe extern "C" fn nadir_record(
                 None => None,
             };
             let record = Record { tile, no_data, saturated, scores, rung, reason };
-            let written = frame::encode(&Message::Record(record), array_mut(buffer, buffer_bytes, "buffer")?).map_err(
-                |_| Failure::new(Status::Length, "buffer", buffer_bytes as u64, NADIR_RECORD_BYTES as u64),
-            )?;
+            let written = frame::encode(&Message::Record(record), array_mut(buffer, buffer_bytes, "buffer")?)
+                .map_err(|_| Failure::new(Status::Length, "buffer", buffer_bytes as u64, NADIR_RECORD_BYTES as u64))?;
             put(length, written, "length").map(|()| Status::Ok)
         };
         finish(error, recorded())

@@ -269,7 +269,7 @@ impl Run<'_, '_> {
             Place::Block { stage, .. } => stage.into(),
             Place::Head => STAGES - 1,
         };
-        let len = arch.grids()[stage].pow(2) * stored(arch.dim(stage));
+        let len = arch.grid(stage).pow(2) * stored(arch.dim(stage));
         let bytes = self.arena.get(..2 * len).filter(|_| self.encoder.model.precision() == Precision::Int8)?;
         bytemuck::try_cast_slice(bytes).ok()
     }

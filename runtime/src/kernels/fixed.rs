@@ -118,7 +118,7 @@ impl LayerNorm {
         let spread = spread.saturating_add(self.epsilon).max(1);
         let scale = even_scale(spread);
         let mantissa = shift_by(spread, scale) as u32;
-        let root = isqrt32(mantissa); // in 2^15..2^16
+        let root = isqrt32(mantissa).max(1); // in 2^15..2^16
         let factor = ((self.gain + root / 2) / root) as i32;
         let shift = (self.exponent + scale / 2).clamp(1, 30) as u32;
         let mean_q15 = (sum64 * i64::from(reciprocal)) >> 16;
@@ -156,7 +156,7 @@ pub fn pooled_layer_norm(values: &mut [i32], epsilon: u64) {
         (channels as u64).saturating_mul(squares).saturating_sub(sum.unsigned_abs().saturating_mul(sum.unsigned_abs()));
     let spread = spread.saturating_add(epsilon).max(1);
     let scale = spread.leading_zeros() & !1;
-    let root = isqrt64(spread << scale) as i64; // in 2^31..2^32
+    let root = (isqrt64(spread << scale) as i64).max(1); // in 2^31..2^32
     for v in values {
         let deviation = channels * i64::from(*v) - sum;
         // |deviation| <= sqrt(C * spread), so that the shifted value stays below 2^55.

@@ -1,7 +1,9 @@
 //! The integer kernels in plain Rust, on every processor: the specification of all others.
 //!
 //! The functions that have no inner product are `#[inline(always)]` and free of branches on data, so that another set can compile them
-//! with its own instructions and let the compiler vectorise them.
+//! with its own instructions and let the compiler vectorise them. Where an index is not known to lie in its slice it is looked up with
+//! `get`, which costs as much as the check before a panic: slices have the lengths that the shapes say, and if they had not, no
+//! kernel would panic.
 
 use super::*;
 use crate::kernels::fixed::*;
@@ -31,15 +33,21 @@ pub fn gelu(table: &Table, index: i8) -> i16 {
 
 /// The bias as it is.
 pub fn prepare(layer: &Dense<'_>, bias: &mut [i32]) {
-    bias.copy_from_slice(layer.bias);
+    bias.iter_mut().zip(layer.bias).for_each(|(to, &from)| *to = from);
+}
+
+/// Value `index`.
+#[inline(always)]
+fn at<T: Copy + Default>(values: &[T], index: usize) -> T {
+    values.get(index).copied().unwrap_or_default()
 }
 
 /// The accumulator of one output: `input` holds as many values as there are weights.
 #[inline(always)]
 fn dot(bias: i32, weight: &[i8], output: usize, inputs: impl Iterator<Item = [i32; GROUP]>) -> i32 {
-    let groups = weight.chunks_exact(PANEL * GROUP);
+    let groups = weight.as_chunks::<{ PANEL * GROUP }>().0.iter();
     groups.zip(inputs).fold(bias, |sum, (group, x)| {
-        let w = &group[output * GROUP..][..GROUP];
+        let w = group.as_chunks::<GROUP>().0[output % PANEL];
         w.iter().zip(x).fold(sum, |sum, (&w, x)| sum.wrapping_add(i32::from(w) * x))
     })
 }
@@ -48,25 +56,28 @@ fn dot(bias: i32, weight: &[i8], output: usize, inputs: impl Iterator<Item = [i3
 #[inline(always)]
 fn panel<'a>(layer: &Dense<'a>, output: usize) -> &'a [i8] {
     let len = layer.inputs * PANEL;
-    &layer.weight[output / PANEL * len..][..len]
+    layer.weight.get(output / PANEL * len..).and_then(|rest| rest.get(..len)).unwrap_or_default()
 }
 
 /// The requantized value of one output for i8 inputs.
 #[inline(always)]
 fn dense(input: &[i8], layer: &Dense<'_>, output: usize) -> i32 {
     let inputs = input.as_chunks::<GROUP>().0.iter().map(|x| x.map(i32::from));
-    let acc = dot(layer.bias[output], panel(layer, output), output % PANEL, inputs);
-    requantize(acc, layer.multiplier[output], layer.shift)
+    let acc = dot(at(layer.bias, output), panel(layer, output), output, inputs);
+    requantize(acc, at(layer.multiplier, output), layer.shift)
 }
 
 fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
     let segment = layer.inputs / 3;
-    for (pixel, output) in output.chunks_exact_mut(layer.outputs).enumerate() {
-        let rows = rows.map(|row| row[pixel * bands..][..segment].as_chunks::<GROUP>().0);
+    for (pixel, output) in output.chunks_exact_mut(layer.outputs.max(1)).enumerate() {
+        let rows = rows.map(|row| {
+            let patch = row.get(pixel * bands..).and_then(|rest| rest.get(..segment));
+            patch.unwrap_or_default().as_chunks::<GROUP>().0
+        });
         for (o, output) in output.iter_mut().enumerate() {
             let inputs = rows.iter().flat_map(|row| row.iter()).map(|x| x.map(i32::from));
-            let acc = dot(layer.bias[o], panel(layer, o), o % PANEL, inputs);
-            *output = requantize(acc, layer.multiplier[o], layer.shift) as i16;
+            let acc = dot(at(layer.bias, o), panel(layer, o), o, inputs);
+            *output = requantize(acc, at(layer.multiplier, o), layer.shift) as i16;
         }
     }
 }
@@ -74,19 +85,19 @@ fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16
 /// See [`Int8Kernels::stem`].
 #[inline(always)]
 pub fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output: &mut [i16]) {
-    let channels = layer.bias.len();
-    let width = rows.len() / (side * channels);
+    let (channels, side) = (layer.bias.len().max(1), side.clamp(1, 4));
+    let width = rows.len() / (side * channels).max(1);
     for (x, output) in output.chunks_exact_mut(channels).enumerate() {
         for (c, output) in output.iter_mut().enumerate() {
-            let mut acc = layer.bias[c];
+            let mut acc = at(layer.bias, c);
             for tap in 0..side * side {
                 let column = (x * side + tap % side).wrapping_sub(padding);
                 if column < width {
-                    let value = rows[(tap / side * width + column) * channels + c];
-                    acc = acc.wrapping_add(i32::from(value) * i32::from(layer.weight[tap * channels + c]));
+                    let value = at(rows, (tap / side * width + column) * channels + c);
+                    acc = acc.wrapping_add(i32::from(value) * i32::from(at(layer.weight, tap * channels + c)));
                 }
             }
-            *output = requantize(acc, layer.multiplier[c], layer.shift) as i16;
+            *output = requantize(acc, at(layer.multiplier, c), layer.shift) as i16;
         }
     }
 }
@@ -109,7 +120,7 @@ fn normalizer(values: &[i16], norm: &Norm, reciprocal: u32) -> Normalizer {
 #[inline(always)]
 pub fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
     let reciprocal = reciprocal(norm.count);
-    for pixel in values.chunks_exact_mut(norm.channels) {
+    for pixel in values.chunks_exact_mut(norm.channels.max(1)) {
         let normalizer = normalizer(pixel, norm, reciprocal);
         pixel.iter_mut().for_each(|v| *v = normalizer.apply(*v).clamp(-8192, 8191) as i16);
     }
@@ -118,7 +129,7 @@ pub fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
 /// See [`Int8Kernels::affine`].
 #[inline(always)]
 pub fn affine(values: &mut [i16], gain: &[i32], offset: &[i32], shift: u32) {
-    for pixel in values.chunks_exact_mut(gain.len()) {
+    for pixel in values.chunks_exact_mut(gain.len().max(1)) {
         for ((value, &gain), &offset) in pixel.iter_mut().zip(gain).zip(offset) {
             *value = saturate_i16(i32::from(*value).wrapping_mul(gain).wrapping_add(offset) >> (shift & 31));
         }
@@ -133,21 +144,21 @@ pub fn lookup(values: &mut [i16], table: &Table) {
 
 fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [i16]) {
     const HALF: usize = DEPTHWISE_SIDE / 2;
-    let channels = rows.channels;
+    let channels = rows.channels.max(1);
     let places = area.y.clone().flat_map(|y| area.x.clone().map(move |x| (y, x)));
     for ((y, x), output) in places.zip(output.chunks_exact_mut(channels)) {
         let columns = x.saturating_sub(HALF)..(x + HALF + 1).min(rows.side);
         for (c, output) in output.iter_mut().enumerate() {
-            let mut acc = layer.bias[c];
+            let mut acc = at(layer.bias, c);
             for row in y.saturating_sub(HALF)..(y + HALF + 1).min(rows.side) {
                 let values = rows.row(row);
                 for column in columns.clone() {
                     let tap = (row + HALF - y) * DEPTHWISE_SIDE + column + HALF - x;
-                    let (value, weight) = (values[column * channels + c], layer.weight[tap * channels + c]);
+                    let (value, weight) = (at(values, column * channels + c), at(layer.weight, tap * channels + c));
                     acc = acc.wrapping_add(i32::from(value) * i32::from(weight));
                 }
             }
-            *output = requantize(acc, layer.multiplier[c], layer.shift) as i16;
+            *output = requantize(acc, at(layer.multiplier, c), layer.shift) as i16;
         }
     }
 }
@@ -156,14 +167,16 @@ fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [
 #[inline(always)]
 pub fn layer_norm(values: &[i16], norm: &Norm, output: &mut [i8]) {
     let reciprocal = reciprocal(norm.count);
-    for (pixel, output) in values.chunks_exact(norm.channels).zip(output.chunks_exact_mut(norm.channels)) {
+    let channels = norm.channels.max(1);
+    for (pixel, output) in values.chunks_exact(channels).zip(output.chunks_exact_mut(channels)) {
         let normalizer = normalizer(pixel, norm, reciprocal);
         output.iter_mut().zip(pixel).for_each(|(to, &v)| *to = saturate_i8(normalizer.apply(v)));
     }
 }
 
 fn expand(input: &[i8], layer: &Dense<'_>, gelu_at: &Gelu<'_>, output: &mut [i8], squares: &mut [u64]) {
-    for (input, output) in input.chunks_exact(layer.inputs).zip(output.chunks_exact_mut(layer.outputs)) {
+    let (inputs, outputs) = (layer.inputs.max(1), layer.outputs.max(1));
+    for (input, output) in input.chunks_exact(inputs).zip(output.chunks_exact_mut(outputs)) {
         for (o, (index, squares)) in output.iter_mut().zip(squares.iter_mut()).enumerate() {
             *index = saturate_i8(dense(input, layer, o) + gelu_at.zero_point);
             let value = i32::from(gelu(gelu_at.table, *index));
@@ -175,7 +188,7 @@ fn expand(input: &[i8], layer: &Dense<'_>, gelu_at: &Gelu<'_>, output: &mut [i8]
 /// See [`Int8Kernels::activate`]; signed bytes.
 #[inline(always)]
 pub fn activate(values: &mut [i8], table: &Table, multipliers: &[i16]) {
-    for pixel in values.chunks_exact_mut(multipliers.len()) {
+    for pixel in values.chunks_exact_mut(multipliers.len().max(1)) {
         for (value, &multiplier) in pixel.iter_mut().zip(multipliers) {
             *value = saturate_i8(multiply_q15(gelu(table, *value), multiplier));
         }
@@ -183,7 +196,8 @@ pub fn activate(values: &mut [i8], table: &Table, multipliers: &[i16]) {
 }
 
 fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
-    for (input, residual) in input.chunks_exact(layer.inputs).zip(residual.chunks_exact_mut(layer.outputs)) {
+    let (inputs, outputs) = (layer.inputs.max(1), layer.outputs.max(1));
+    for (input, residual) in input.chunks_exact(inputs).zip(residual.chunks_exact_mut(outputs)) {
         for (o, value) in residual.iter_mut().enumerate() {
             *value = saturate_i16(i32::from(*value) + dense(input, layer, o));
         }
