@@ -1,6 +1,8 @@
 //! The library behind `cargo xtask`, so that tests can call what the command runs.
 
+pub mod capi;
 pub mod demo;
 pub mod emulator;
 pub mod firmware;
+pub mod header;
 pub mod qemu;

@@ -219,7 +219,7 @@ pub unsafe extern "C" fn nadir_required_bytes(
 /// arena's address; null after an error. `error`: may be null.
 ///
 /// # Safety
-/// The pointers point to so many readable (`model`) or writable bytes; `encoder` and `error` as in [`nadir_required_bytes`].
+/// The pointers point to so many readable (`model`) or writable bytes; `encoder` and `error`, if not null, to writable places.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nadir_open(
     model: *const u8,
@@ -415,7 +415,7 @@ pub unsafe extern "C" fn nadir_embed(
 /// Tile and embedding stay where they are, and the tile what it is, until the last step. Ends a run that was started before.
 ///
 /// # Safety
-/// As [`nadir_embed`], until the last step.
+/// As nadir_embed, until the last step.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nadir_start(
     encoder: *mut Handle,

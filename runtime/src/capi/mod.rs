@@ -2,10 +2,10 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `capi.rs` | status codes, the error that names what is wrong |
-//! | `capi/memory.rs` | pointers and lengths into checked slices: null, misaligned, too long, overlapping |
-//! | `capi/encoder.rs` | the handle; opening a model, embedding at once and in steps, what a model is |
-//! | `capi/triage.rs` | quality, prototypes and novelty, the choice under a budget, records |
+//! | `mod.rs` | status codes, the error that names what is wrong |
+//! | `memory.rs` | pointers and lengths into checked slices: null, misaligned, too long, overlapping |
+//! | `encoder.rs` | the handle; opening a model, embedding at once and in steps, what a model is |
+//! | `triage.rs` | quality, prototypes and novelty, the choice under a budget, records |
 //!
 //! Every function checks what it can: null and misaligned pointers, lengths, overlaps, handles that were never opened or were
 //! moved. What no function can check is the caller's promise, as for any C function: a pointer that is given with a length points to so
