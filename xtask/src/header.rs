@@ -47,5 +47,6 @@ pub fn generate() -> Result<String> {
     let builder = cbindgen::Builder::new().with_config(config).with_src(root().join(SOURCE));
     let mut text = Vec::new();
     builder.generate().context("the C interface does not parse")?.write(&mut text);
-    Ok(String::from_utf8(text)?)
+    // Rust's heading for what a caller must see to.
+    Ok(String::from_utf8(text)?.replace("// # Safety\n", "// The caller promises:\n"))
 }

@@ -326,7 +326,10 @@ const fn dtype_of(expected: Dtype) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod status_tests {
     use super::*;
 
     #[test]
