@@ -319,7 +319,7 @@ uint32_t nadir_abi_version(void);
 //
 // `model`: a whole .nadir file, at a multiple of NADIR_MODEL_ALIGNMENT. `bytes`: the result. `error`: may be null.
 //
-// # Safety
+// The caller promises:
 // `model` points to `model_bytes` readable bytes; `bytes` and `error`, if not null, to writable places of their types.
 nadir_status nadir_required_bytes(const uint8_t *model,
                                   size_t model_bytes,
@@ -333,7 +333,7 @@ nadir_status nadir_required_bytes(const uint8_t *model,
 // the encoder until then, begins at a multiple of NADIR_ARENA_ALIGNMENT, and may hold anything before. `encoder`: the result, the
 // arena's address; null after an error. `error`: may be null.
 //
-// # Safety
+// The caller promises:
 // The pointers point to so many readable (`model`) or writable bytes; `encoder` and `error`, if not null, to writable places.
 nadir_status nadir_open(const uint8_t *model,
                         size_t model_bytes,
@@ -344,7 +344,7 @@ nadir_status nadir_open(const uint8_t *model,
 
 // Ends the use of an encoder: model and arena are the caller's again.
 //
-// # Safety
+// The caller promises:
 // `encoder` comes from nadir_open, and its arena still stands.
 nadir_status nadir_close(nadir_encoder *encoder);
 
@@ -352,7 +352,7 @@ nadir_status nadir_close(nadir_encoder *encoder);
 //
 // `name` has `name_bytes` characters, without a final zero.
 //
-// # Safety
+// The caller promises:
 // `encoder` comes from nadir_open; `name` points to `name_bytes` readable bytes.
 nadir_status nadir_use_kernels(nadir_encoder *encoder,
                                const char *name,
@@ -360,13 +360,13 @@ nadir_status nadir_use_kernels(nadir_encoder *encoder,
 
 // What the model of an encoder is.
 //
-// # Safety
+// The caller promises:
 // `encoder` comes from nadir_open; `info`, if not null, points to a writable place outside the arena.
 nadir_status nadir_describe(const nadir_encoder *encoder, nadir_model_info *info);
 
 // Band `index` of the model, from 0, in the order of a tile's bands.
 //
-// # Safety
+// The caller promises:
 // `encoder` comes from nadir_open; `info`, if not null, points to a writable place outside the arena.
 nadir_status nadir_band(const nadir_encoder *encoder, uint32_t index, nadir_band_info *info);
 
@@ -376,7 +376,7 @@ nadir_status nadir_band(const nadir_encoder *encoder, uint32_t index, nadir_band
 // `embedding`: `dimension` values, exactly the model's. `error`: may be null.
 // Nothing is written to `embedding` unless NADIR_STATUS_OK is returned.
 //
-// # Safety
+// The caller promises:
 // `encoder` comes from nadir_open; the other pointers, if not null, point to so many readable or writable values.
 nadir_status nadir_embed(nadir_encoder *encoder,
                          uint32_t tile_type,
@@ -390,7 +390,7 @@ nadir_status nadir_embed(nadir_encoder *encoder,
 //
 // Tile and embedding stay where they are, and the tile what it is, until the last step. Ends a run that was started before.
 //
-// # Safety
+// The caller promises:
 // As nadir_embed, until the last step.
 nadir_status nadir_start(nadir_encoder *encoder,
                          uint32_t tile_type,
@@ -405,7 +405,7 @@ nadir_status nadir_start(nadir_encoder *encoder,
 // Returns NADIR_STATUS_MORE while there is more to do, NADIR_STATUS_OK when the embedding is written. A run may rest between two
 // steps for as long as it likes, and steps change no bit of the embedding. `error`: may be null.
 //
-// # Safety
+// The caller promises:
 // `encoder` comes from nadir_open; tile and embedding of nadir_start still stand.
 nadir_status nadir_step(nadir_encoder *encoder,
                         nadir_error *error);
@@ -414,7 +414,7 @@ nadir_status nadir_step(nadir_encoder *encoder,
 //
 // Tile as in nadir_embed. `quality`: the result. `error`: may be null.
 //
-// # Safety
+// The caller promises:
 // `encoder` comes from nadir_open; the other pointers, if not null, point to so many readable or writable values.
 nadir_status nadir_assess(const nadir_encoder *encoder,
                           uint32_t tile_type,
@@ -429,7 +429,7 @@ nadir_status nadir_assess(const nadir_encoder *encoder,
 //
 // The bytes are borrowed: they stay where and what they are for as long as `table` is used.
 //
-// # Safety
+// The caller promises:
 // `encoder` comes from nadir_open; the other pointers, if not null, point to so many readable or writable values.
 nadir_status nadir_prototypes_open(const nadir_encoder *encoder,
                                    const uint8_t *file,
@@ -439,7 +439,7 @@ nadir_status nadir_prototypes_open(const nadir_encoder *encoder,
 
 // Compares an embedding with prototypes: nearness to what is wanted, and novelty.
 //
-// # Safety
+// The caller promises:
 // `table` comes from nadir_prototypes_open, its file still stands; the other pointers, if not null, point to so many values.
 nadir_status nadir_score(const nadir_prototypes *table,
                          const float *embedding,
@@ -449,13 +449,13 @@ nadir_status nadir_score(const nadir_prototypes *table,
 
 // The policy that `triage` has unless told otherwise.
 //
-// # Safety
+// The caller promises:
 // `policy`, if not null, points to a writable place.
 nadir_status nadir_policy_default(nadir_policy *policy);
 
 // Worth of a tile; `scores` is null for one that was not embedded. Finite and not negative.
 //
-// # Safety
+// The caller promises:
 // The pointers, if not null, point to readable or writable values.
 nadir_status nadir_worth(const nadir_policy *policy, uint32_t verdict, const nadir_scores *scores, float *worth);
 
@@ -463,7 +463,7 @@ nadir_status nadir_worth(const nadir_policy *policy, uint32_t verdict, const nad
 //
 // `memory`: NADIR_SELECT_BYTES for each tile, at a multiple of 8; anything before and after. `sum`, `error`: may be null.
 //
-// # Safety
+// The caller promises:
 // The pointers, if not null, point to so many readable or writable values.
 nadir_status nadir_select(const nadir_policy *policy,
                           const nadir_candidate *candidates,
@@ -480,7 +480,7 @@ nadir_status nadir_select(const nadir_policy *policy,
 // `tile`: position in capture order. `scores`: null for a tile that was not embedded. `rung`, with the policy, gives the reason.
 // A `buffer` of NADIR_RECORD_BYTES is always enough. `error`: may be null.
 //
-// # Safety
+// The caller promises:
 // The pointers, if not null, point to so many readable or writable values.
 nadir_status nadir_record(const nadir_policy *policy,
                           uint32_t tile,

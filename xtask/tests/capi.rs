@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use nadir::encoder::Encoder;
-use nadir::model::Model;
-use nadir_formats::{AlignedBytes, Pixels, Tiles};
+use nadir::model::{Architecture, Model, Precision};
+use nadir_formats::{AlignedBytes, Pixels};
+use nadir_quantize::testing::{random_encoder, random_tiles};
+use nadir_quantize::{float, int8};
 use xtask::{capi, firmware, header};
 
 const HOST: &str = "x86_64-unknown-linux-gnu";
@@ -56,14 +58,23 @@ fn embed(program: &Path, arguments: &[&Path], rest: &[&str]) -> Output {
 fn c_gives_the_embeddings_that_rust_gives() {
     let folder = tempfile::tempdir().unwrap();
     let Some(program) = build(folder.path()) else { return };
-    let tiles = Tiles::read(&firmware::root().join("samples/eurosat-rgb/tiles.npy")).unwrap().pick(&[7]);
-    let Pixels::U8(pixels) = &tiles.pixels else { panic!("the sample tiles are u8") };
+    let weights = random_encoder(Architecture::named("yocto", 64, 16).unwrap(), &["B4", "B3", "B2"], 5);
+    let tiles = random_tiles(2, 3, 64, 6).pick(&[1]);
+    let Pixels::U8(pixels) = &tiles.pixels else { panic!("random tiles are u8") };
     let tile = folder.path().join("tile.raw");
     fs::write(&tile, pixels).unwrap();
 
-    for (name, budgets) in [("int8", &["", "90000"][..]), ("f16", &[""]), ("f32", &[""])] {
-        let path = firmware::root().join(format!("models/yocto-rgb-{name}.nadir"));
-        let file = AlignedBytes::read(&path).unwrap();
+    let path = folder.path().join("model.nadir");
+    for (precision, budgets) in
+        [(Precision::F32, &[""][..]), (Precision::F16, &[""]), (Precision::Int8, &["", "90000"])]
+    {
+        let name = precision.name();
+        let file = match precision {
+            Precision::Int8 => int8::convert(&weights, &tiles).unwrap(),
+            _ => float::convert(&weights, precision).unwrap(),
+        };
+        fs::write(&path, &file).unwrap();
+        let file = AlignedBytes::copy_of(&file);
         let model = Model::parse(&file).unwrap();
         let encoder = Encoder::new(&model);
         let mut expected = vec![0.0; model.embedding_dimension()];
@@ -83,7 +94,6 @@ fn c_gives_the_embeddings_that_rust_gives() {
     }
 
     // Errors name what is wrong, in one line.
-    let path = firmware::root().join("models/yocto-rgb-int8.nadir");
     let error = |model: &Path, tile: &Path, rest: &[&str]| {
         let output = embed(&program, &[model, tile], rest);
         assert_eq!(output.status.code(), Some(1));

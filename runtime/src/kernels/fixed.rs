@@ -171,6 +171,9 @@ mod tests {
     use super::*;
     use std::vec::Vec;
 
+    /// Random cases; Miri has no time for more.
+    const ROUNDS: usize = if cfg!(miri) { 200 } else { 100_000 };
+
     fn random(state: &mut u64) -> u64 {
         *state ^= *state << 13;
         *state ^= *state >> 7;
@@ -185,7 +188,7 @@ mod tests {
         assert_eq!(requantize(i32::MIN, 32767, 31), -1);
         assert_eq!(requantize(i32::MIN, 32767, 0), -32767);
         let mut state = 1;
-        for _ in 0..100_000 {
+        for _ in 0..ROUNDS {
             let (v, m) = (random(&mut state) as i32, random(&mut state) as i16 & i16::MAX);
             let shift = (random(&mut state) % 32) as u32;
             let narrow = f64::from(v >> shift).clamp(-32768.0, 32767.0);
@@ -198,7 +201,7 @@ mod tests {
     #[test]
     fn reciprocals_are_exact() {
         let mut state = 3;
-        for i in 0..100_000 {
+        for i in 0..ROUNDS {
             let divisor = match i {
                 0 => 1 << 31,
                 1 => u32::MAX,
@@ -224,7 +227,7 @@ mod tests {
             }
             check(u64::MAX >> i);
         }
-        for _ in 0..100_000 {
+        for _ in 0..ROUNDS {
             let v = random(&mut state);
             check(v >> (random(&mut state) % 64));
         }
@@ -235,7 +238,7 @@ mod tests {
     fn layer_norm_is_within_its_bound() {
         let mut state = 99;
         for channels in [1usize, 7, 16, 40, 128, 320, 2816] {
-            for round in 0..200 {
+            for round in 0..if cfg!(miri) { 2 } else { 200 } {
                 let spread = 1 + random(&mut state) % 32768;
                 let centre = random(&mut state) as i64 % 20_000;
                 let x: Vec<i16> = (0..channels)
