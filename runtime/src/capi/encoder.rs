@@ -232,6 +232,7 @@ pub unsafe extern "C" fn nadir_open(
     // SAFETY: the caller's promise is that of the functions called.
     unsafe {
         let opened = || {
+            Span::of(encoder, 1, "encoder")?.apart_from(&Span::of(arena, arena_bytes, "arena")?)?;
             put(encoder, core::ptr::null_mut(), "encoder")?;
             let handle = open(model, model_bytes, arena, arena_bytes)?;
             put(encoder, handle, "encoder").map(|()| Status::Ok)

@@ -147,10 +147,10 @@ fn models_are_described() {
 
 #[test]
 fn bad_arguments_are_refused_and_named() {
-    let mut it = open(Precision::Int8, usize::MAX);
+    let it = open(Precision::Int8, usize::MAX);
     let (tile, mut out, mut error) = (pixels(), [7f32; 10], blank::<ErrorDetail>());
     let (good_tile, good_out) = (tile.as_ptr().cast::<c_void>(), out.as_mut_ptr());
-    let arena = it.arena.bytes_mut().as_mut_ptr();
+    let arena = it.encoder.cast::<u8>();
     let arena_bytes = it.arena.len();
     // SAFETY: what may be dereferenced is a local variable of the length given; the functions must not touch the rest.
     unsafe {
@@ -211,6 +211,7 @@ fn bad_arguments_are_refused_and_named() {
         refused(file, bytes, file.cast_mut(), bytes, Status::Overlap, c"arena");
         refused(file, bytes, arena, 64, Status::ArenaTooSmall, c"arena");
         assert_eq!(nadir_open(file, bytes, arena, arena_bytes, null_mut(), &mut error), Status::NullPointer);
+        assert_eq!(nadir_open(file, bytes, arena, arena_bytes, arena.cast(), &mut error), Status::Overlap);
         assert_eq!(nadir_required_bytes(file, bytes, usize::MAX, null_mut(), &mut error), Status::NullPointer);
         // The first encoder is untouched by all this.
         assert_eq!(nadir_close(it.encoder), Status::Ok);
