@@ -19,8 +19,11 @@
 //! | [`plan`] | what lies where in the arena |
 //! | [`kernels`] | the inner loops |
 //! | [`triage`] | quality, prototypes, novelty, and the choice under a budget of bytes |
+//! | `capi` | the same for C; only with the feature `capi` |
 #![no_std]
 
+#[cfg(feature = "capi")]
+pub mod capi;
 pub mod encoder;
 pub mod kernels;
 pub mod model;

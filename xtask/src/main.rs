@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{counts, demo, firmware, qemu};
+use xtask::{capi, counts, demo, firmware, header, qemu};
 
 /// Development commands of Nadir.
 #[derive(Parser)]
@@ -19,6 +19,10 @@ enum Command {
     Demo(demo::Arguments),
     /// Runs a model on an emulated microcontroller and checks every embedding against this machine's, byte for byte.
     Qemu(qemu::Arguments),
+    /// Builds the static library for C and says what it holds: sizes, symbols, functions that can panic.
+    Capi(capi::Arguments),
+    /// Writes the C header runtime/include/nadir.h from the source, or checks it.
+    Header(header::Arguments),
     /// Builds a board's firmware and says what it holds: flash, RAM, symbols of the heap and of panics.
     Size(firmware::Arguments),
     /// Counts the instructions of one embedding under Valgrind, and compares with benches/counts.json.
@@ -29,6 +33,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Qemu(arguments) => qemu::main(&arguments),
+        Command::Capi(arguments) => capi::main(&arguments),
+        Command::Header(arguments) => header::main(&arguments),
         Command::Size(arguments) => firmware::main(&arguments),
         Command::Counts(arguments) => counts::main(&arguments),
     };
@@ -37,7 +43,11 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("xtask: {}", one_line(&error));
             // Callers tell "cannot run here" from "ran and failed" by the exit code.
-            ExitCode::from(if error.is::<qemu::Missing>() { qemu::EXIT_MISSING } else { 2 })
+            ExitCode::from(if error.is::<qemu::Missing>() || error.is::<firmware::Missing>() {
+                qemu::EXIT_MISSING
+            } else {
+                2
+            })
         }
     }
 }

@@ -26,6 +26,25 @@ impl<'a> Arena<'a> {
         let short = EmbedError::ArenaTooSmall { found, needed };
         let (part, rest) = core::mem::take(&mut self.rest).split_at_mut_checked(needed).ok_or(short)?;
         self.rest = rest;
-        bytemuck::try_cast_slice_mut(&mut part[..elements * size_of::<T>()]).map_err(|_| short)
+        let part = part.get_mut(..elements * size_of::<T>()).ok_or(short)?;
+        bytemuck::try_cast_slice_mut(part).map_err(|_| short)
     }
+}
+
+/// `slice[from..from + len]`. The shapes guarantee that it is there; so does the error, without a panic.
+#[inline(always)]
+pub(crate) fn part<T>(slice: &[T], from: usize, len: usize) -> Result<&[T], EmbedError> {
+    slice.get(from..).and_then(|rest| rest.get(..len)).ok_or(short::<T>(slice.len(), from, len))
+}
+
+/// See [`part`].
+#[inline(always)]
+pub(crate) fn part_mut<T>(slice: &mut [T], from: usize, len: usize) -> Result<&mut [T], EmbedError> {
+    let found = slice.len();
+    slice.get_mut(from..).and_then(|rest| rest.get_mut(..len)).ok_or(short::<T>(found, from, len))
+}
+
+const fn short<T>(found: usize, from: usize, len: usize) -> EmbedError {
+    let needed = from.saturating_add(len).saturating_mul(size_of::<T>());
+    EmbedError::ArenaTooSmall { found: found * size_of::<T>(), needed }
 }

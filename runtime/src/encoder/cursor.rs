@@ -27,7 +27,7 @@ impl Cursor {
         Self::start(match place {
             Place::Stem => Place::Block { stage: 0, block: 0 },
             Place::Downsample { stage } => Place::Block { stage, block: 0 },
-            Place::Block { stage, block } if block + 1 < arch.depths[usize::from(stage)] => {
+            Place::Block { stage, block } if usize::from(block) + 1 < arch.depth(stage.into()) => {
                 Place::Block { stage, block: block + 1 }
             }
             Place::Block { stage, .. } if usize::from(stage) + 1 < STAGES => Place::Downsample { stage: stage + 1 },

@@ -6,7 +6,7 @@
 //! are, and what of the arena each step uses.
 
 use super::EmbedError;
-use super::arena::Arena;
+use super::arena::{Arena, part, part_mut};
 use super::cursor::Cursor;
 use crate::Tile;
 use crate::kernels::fixed::*;
@@ -58,6 +58,10 @@ impl<'m> Engine<'m> {
         self.model.architecture()
     }
 
+    fn passes(&self, stage: usize) -> Passes {
+        self.passes.get(stage).copied().unwrap_or(Passes::One)
+    }
+
     /// Bytes of the arena.
     pub(crate) fn arena_bytes(&self) -> usize {
         int8_arena_bytes(self.arch(), self.model.bands().len(), self.passes)
@@ -77,22 +81,22 @@ impl<'m> Engine<'m> {
         let arch = self.arch();
         let next = match at.place {
             Place::Stem => {
-                self.stem(tile, Buffers::cut(arena, &Int8Regions::stem(arch, self.model.bands().len()))?, at.row);
+                self.stem(tile, Buffers::cut(arena, &Int8Regions::stem(arch, self.model.bands().len()))?, at.row)?;
                 Cursor { row: at.row + 1, ..at }
             }
             Place::Downsample { stage } => {
                 let stage = usize::from(stage);
-                self.downsample(stage, Buffers::cut(arena, &Int8Regions::downsample(arch, stage))?, at.row);
+                self.downsample(stage, Buffers::cut(arena, &Int8Regions::downsample(arch, stage))?, at.row)?;
                 Cursor { row: at.row + 1, ..at }
             }
             Place::Block { stage, block } => {
                 let (stage, block) = (usize::from(stage), usize::from(block));
-                let regions = Int8Regions::block(arch, stage, self.passes[stage]);
-                self.block(stage, block, Buffers::cut(arena, &regions)?, at);
+                let regions = Int8Regions::block(arch, stage, self.passes(stage));
+                self.block(stage, block, Buffers::cut(arena, &regions)?, at)?;
                 Cursor { row: at.row + 1, ..at }
             }
             Place::Head => {
-                self.head(Buffers::cut(arena, &Int8Regions::head(arch))?, out);
+                self.head(Buffers::cut(arena, &Int8Regions::head(arch))?, out)?;
                 return Ok(None);
             }
         };
@@ -103,11 +107,11 @@ impl<'m> Engine<'m> {
     fn settle(&self, at: Cursor) -> Cursor {
         let arch = self.arch();
         let rows = match at.place {
-            Place::Stem => arch.grids()[0],
-            Place::Downsample { stage } => downsample_strips(arch.grids()[usize::from(stage)]).count(),
+            Place::Stem => arch.grid(0),
+            Place::Downsample { stage } => downsample_strips(arch.grid(stage.into())).count(),
             Place::Block { stage, .. } => {
                 let stage = usize::from(stage);
-                Strips::of(arch.grids()[stage], self.passes[stage]).count()
+                Strips::of(arch.grid(stage), self.passes(stage)).count()
             }
             Place::Head => 1,
         };
@@ -121,7 +125,7 @@ impl<'m> Engine<'m> {
     }
 
     /// Sections 2 and 4: one row of the residual map of stage 0.
-    fn stem(&self, tile: &Tile<'_>, buffers: Buffers<'_>, y: usize) {
+    fn stem(&self, tile: &Tile<'_>, buffers: Buffers<'_>, y: usize) -> Result<(), EmbedError> {
         let (arch, kernels, bands) = (self.arch(), self.kernels, self.model.bands());
         let stem = Stem::of(self.model);
         let (channels, k, width) = (stored(arch.dim(0)), arch.stem_stride(), arch.initial_grid());
@@ -131,39 +135,49 @@ impl<'m> Engine<'m> {
         let first = y * k;
         let fresh = if y == 0 { 0 } else { first + 2 };
         for row in fresh..first + slots {
-            let to = &mut buffers.rows[row % slots * row_len..][..row_len];
-            self.input_row(tile, bands, &stem, row.wrapping_sub(arch.stem_pad() + arch.initial_padding()), to);
+            let to = part_mut(buffers.rows, row % slots * row_len, row_len)?;
+            self.input_row(tile, bands, &stem, row.wrapping_sub(arch.stem_pad() + arch.initial_padding()), to)?;
         }
-        for (step, values) in buffers.values.chunks_exact_mut(width * channels).enumerate() {
+        for (step, values) in buffers.values.chunks_exact_mut((width * channels).max(1)).enumerate() {
             let row = first + step;
             if row.wrapping_sub(arch.stem_pad()) >= width {
                 values.fill(0);
                 continue;
             }
-            let rows = [0, 1, 2].map(|i| &buffers.rows[(row + i) % slots * row_len..][..row_len]);
+            let input = |i| part(buffers.rows, (row + i) % slots * row_len, row_len);
+            let rows = [input(0)?, input(1)?, input(2)?];
             (kernels.initial)(rows, bands.len(), &stem.initial(arch, bands.len()), values);
             (kernels.layer_norm_i16)(values, &initial_norm);
             (kernels.affine)(values, stem.initial_gain, stem.initial_offset, stem.initial_affine_shift);
             (kernels.lookup)(values, stem.gelu);
         }
-        let grid = arch.grids()[0];
-        let output = &mut buffers.map[y * grid * channels..][..grid * channels];
+        let grid = arch.grid(0);
+        let output = part_mut(buffers.map, y * grid * channels, grid * channels)?;
         (kernels.stem)(buffers.values, k, arch.stem_pad(), &stem.stem(), output);
         (kernels.layer_norm_i16)(output, &stem_norm);
         (kernels.affine)(output, stem.stem_gain, stem.stem_offset, stem.stem_affine_shift);
+        Ok(())
     }
 
     /// Section 2: one row of the tile, `[padding + width + padding, bands]`; all zeros if there is no such row.
-    fn input_row(&self, tile: &Tile<'_>, bands: &[Band], stem: &Stem<'_>, y: usize, row: &mut [i16]) {
+    fn input_row(
+        &self,
+        tile: &Tile<'_>,
+        bands: &[Band],
+        stem: &Stem<'_>,
+        y: usize,
+        row: &mut [i16],
+    ) -> Result<(), EmbedError> {
         let arch = self.arch();
         let side = usize::from(arch.tile_size);
         row.fill(0);
         if y >= side {
-            return;
+            return Ok(());
         }
-        let row = &mut row[arch.initial_padding() * bands.len()..];
-        for (b, band) in bands.iter().enumerate() {
-            let (multiplier, offset) = (i64::from(stem.input_multiplier[b]), stem.input_offset[b]);
+        let padding = arch.initial_padding() * bands.len();
+        let scales = stem.input_multiplier.iter().zip(stem.input_offset);
+        for ((b, band), (&multiplier, &offset)) in bands.iter().enumerate().zip(scales) {
+            let multiplier = i64::from(multiplier);
             // No stored integer equals a "no data" value that is none.
             let no_data = band.no_data.map_or(-1, |v| if v == libm::truncf(v) { v as i32 } else { -1 });
             let integer = |stored: u16| {
@@ -172,86 +186,91 @@ impl<'m> Engine<'m> {
                 if i32::from(stored) == no_data { 0 } else { value }
             };
             let from = (b * side + y) * side;
-            let from = from..from + side;
-            let row = row.get_mut(b..).unwrap_or_default();
-            let to = row.iter_mut().step_by(bands.len());
+            let to = row.iter_mut().skip(padding + b).step_by(bands.len().max(1));
             match tile {
-                Tile::U8(v) => to.zip(&v[from]).for_each(|(to, &v)| *to = integer(u16::from(v))),
-                Tile::U16(v) => to.zip(&v[from]).for_each(|(to, &v)| *to = integer(v)),
+                Tile::U8(v) => to.zip(part(v, from, side)?).for_each(|(to, &v)| *to = integer(u16::from(v))),
+                Tile::U16(v) => to.zip(part(v, from, side)?).for_each(|(to, &v)| *to = integer(v)),
                 Tile::F32(v) => {
                     let scale = (1 << INPUT_FRACTION_BITS) as f32 / band.std;
                     let band = FloatBand { mean: band.mean, scale, no_data: band.no_data };
-                    (self.kernels.input)(&v[from], &band, row, bands.len());
+                    let row = row.get_mut(padding + b..).unwrap_or_default();
+                    (self.kernels.input)(part(v, from, side)?, &band, row, bands.len().max(1));
                 }
             }
         }
+        Ok(())
     }
 
     /// Section 6: one strip of the next residual map.
-    fn downsample(&self, stage: usize, buffers: Buffers<'_>, strip: usize) {
+    fn downsample(&self, stage: usize, buffers: Buffers<'_>, strip: usize) -> Result<(), EmbedError> {
         let (arch, kernels) = (self.arch(), self.kernels);
         let (norm, layer) = Downsample::of(self.model, stage).layers(arch, stage);
-        let (from, grid, before) = (arch.grids()[stage - 1], arch.grids()[stage], norm.channels);
+        let (from, grid, before) = (arch.grid(stage - 1), arch.grid(stage), norm.channels);
         if strip == 0 {
             (kernels.prepare)(&layer, buffers.bias);
         }
         let Area { y, .. } = downsample_strips(grid).area(strip);
-        let (row, patches) = buffers.bytes.split_at_mut(2 * grid * before);
-        let patches = &mut patches[..y.len() * grid * 4 * before];
-        for (patches, y) in patches.chunks_exact_mut(grid * 4 * before).zip(y.clone()) {
+        let pair = (2 * before).max(1);
+        let (row, patches) = buffers.bytes.split_at_mut_checked(grid * pair).unwrap_or_default();
+        let patches = part_mut(patches, 0, y.len() * grid * 2 * pair)?;
+        for (patches, y) in patches.chunks_exact_mut((grid * 2 * pair).max(1)).zip(y.clone()) {
             for ky in 0..2 {
-                let values = &buffers.map[(2 * y + ky) * from * before..][..2 * grid * before];
+                let values = part(buffers.map, (2 * y + ky) * from * before, grid * pair)?;
                 (kernels.layer_norm)(values, &norm, row);
-                for (patch, pair) in patches.chunks_exact_mut(4 * before).zip(row.chunks_exact(2 * before)) {
-                    patch[ky * 2 * before..][..2 * before].copy_from_slice(pair);
+                // Of the pairs of a patch, one above the other, number `ky`.
+                let patches = patches.chunks_exact_mut(pair).skip(ky).step_by(2);
+                for (patch, pair) in patches.zip(row.chunks_exact(pair)) {
+                    patch.iter_mut().zip(pair).for_each(|(to, &from)| *to = from);
                 }
             }
         }
         let in_place = Int8Regions::in_place(arch, stage);
         let next = if in_place { &mut *buffers.map } else { &mut *buffers.values };
-        let residual = &mut next[y.start * grid * layer.outputs..y.end * grid * layer.outputs];
+        let residual = part_mut(next, y.start * grid * layer.outputs, y.len() * grid * layer.outputs)?;
         residual.fill(0);
         (kernels.project)(patches, &crate::kernels::int8::Dense { bias: buffers.bias, ..layer }, residual);
         if !in_place && y.end == grid {
-            buffers.map[..buffers.values.len()].copy_from_slice(buffers.values);
+            buffers.map.iter_mut().zip(buffers.values).for_each(|(to, from)| *to = *from);
         }
+        Ok(())
     }
 
     /// Section 5: one strip of one pass over a block.
-    fn block(&self, stage: usize, block: usize, buffers: Buffers<'_>, at: Cursor) {
-        let (arch, kernels, passes) = (self.arch(), self.kernels, self.passes[stage]);
+    fn block(&self, stage: usize, block: usize, buffers: Buffers<'_>, at: Cursor) -> Result<(), EmbedError> {
+        let (arch, kernels, passes) = (self.arch(), self.kernels, self.passes(stage));
         let weights = Block::of(self.model, stage, block);
         let (depthwise, norm) = weights.spatial(arch.dim(stage));
         let (expand, project) = (weights.expand(arch.dim(stage)), weights.project(arch.dim(stage)));
-        let (channels, grid) = (norm.channels, arch.grids()[stage]);
+        let (channels, grid) = (norm.channels, arch.grid(stage));
         let wide = 4 * channels;
         let area = Strips::of(grid, passes).area(at.row);
         let pixels = area.y.len() * area.x.len();
         let first = area.y.start * grid + area.x.start;
         let Buffers { map, rows: ring, values, bytes, hidden, bias, squares, multipliers } = buffers;
+        let (expand_bias, project_bias) = bias.split_at_mut_checked(wide).unwrap_or_default();
         if at.row == 0 {
             if at.pass == 0 {
                 squares.fill(0);
             } else {
-                grn_multipliers(kernels, squares, &mut bias[..wide], 4 * arch.dim(stage), &weights, multipliers);
+                grn_multipliers(kernels, squares, expand_bias, 4 * arch.dim(stage), &weights, multipliers);
             }
-            (kernels.prepare)(&expand, &mut bias[..wide]);
-            (kernels.prepare)(&project, &mut bias[wide..]);
+            (kernels.prepare)(&expand, expand_bias);
+            (kernels.prepare)(&project, project_bias);
         }
-        let (expand_bias, project_bias) = bias.split_at(wide);
         let hidden = match passes {
-            Passes::One => &mut hidden[first * wide..][..pixels * wide],
-            Passes::Two => &mut hidden[..pixels * wide],
+            Passes::One => part_mut(hidden, first * wide, pixels * wide)?,
+            Passes::Two => part_mut(hidden, 0, pixels * wide)?,
         };
         if at.pass == 0 || passes == Passes::Two {
             let kept = if at.pass == 1 { area.y.end } else { 0 };
             if kept > 0 && area.x.start == 0 {
                 // The row is about to change, and rows below it still need it.
                 let (row, len) = (area.y.start, grid * channels);
-                ring[row % RING_ROWS * len..][..len].copy_from_slice(&map[row * len..][..len]);
+                let kept = part_mut(ring, row % RING_ROWS * len, len)?;
+                kept.iter_mut().zip(part(map, row * len, len)?).for_each(|(to, &from)| *to = from);
             }
             let rows = Rows { map, ring, first: kept, side: grid, channels };
-            let (values, bytes) = (&mut values[..pixels * channels], &mut bytes[..pixels * channels]);
+            let (values, bytes) = (part_mut(values, 0, pixels * channels)?, part_mut(bytes, 0, pixels * channels)?);
             (kernels.depthwise)(&rows, &area, &depthwise, values);
             (kernels.layer_norm)(values, &norm, bytes);
             let gelu = Gelu { zero_point: weights.zero_point, table: weights.gelu };
@@ -261,32 +280,35 @@ impl<'m> Engine<'m> {
         if at.pass == 1 {
             (kernels.activate)(hidden, weights.gelu, multipliers);
             let layer = crate::kernels::int8::Dense { bias: project_bias, ..project };
-            (kernels.project)(hidden, &layer, &mut map[first * channels..][..pixels * channels]);
+            (kernels.project)(hidden, &layer, part_mut(map, first * channels, pixels * channels)?);
         }
+        Ok(())
     }
 
     /// Section 7: mean over the last map, LayerNorm, embedding.
-    fn head(&self, buffers: Buffers<'_>, out: &mut [f32]) {
+    fn head(&self, buffers: Buffers<'_>, out: &mut [f32]) -> Result<(), EmbedError> {
         let arch = self.arch();
         let head = Head::of(self.model);
-        let (channels, grid) = (stored(arch.dim(STAGES - 1)), arch.grids()[STAGES - 1]);
+        let (channels, grid) = (stored(arch.dim(STAGES - 1)), arch.grid(STAGES - 1));
         let pooled = buffers.bias;
         pooled.fill(0);
-        for pixel in buffers.map.chunks_exact(channels) {
+        for pixel in buffers.map.chunks_exact(channels.max(1)) {
             pooled.iter_mut().zip(pixel).for_each(|(sum, &v)| *sum += i32::from(v));
         }
-        let area = (grid * grid) as i64;
+        let area = (grid * grid).max(1) as i64;
         for value in pooled.iter_mut() {
             *value = (((i64::from(*value) << POOL_BITS) + area / 2).div_euclid(area)) as i32;
         }
-        let pooled = &mut pooled[..arch.embedding_dimension()];
+        let pooled = part_mut(pooled, 0, arch.embedding_dimension())?;
         pooled_layer_norm(pooled, head.epsilon);
         let unit = 1.0 / (1u32 << head.fraction_bits) as f32;
-        for (c, (&normalized, out)) in pooled.iter().zip(out).enumerate() {
-            let product = i64::from(normalized).wrapping_mul(i64::from(head.gain[c]));
-            let value = product.wrapping_add(head.offset[c]) >> head.shift;
+        let affine = head.gain.iter().zip(head.offset);
+        for ((&normalized, out), (&gain, &offset)) in pooled.iter().zip(out).zip(affine) {
+            let product = i64::from(normalized).wrapping_mul(i64::from(gain));
+            let value = product.wrapping_add(offset) >> head.shift;
             *out = f32::from(value.clamp(i64::from(i16::MIN), i64::from(i16::MAX)) as i16) * unit;
         }
+        Ok(())
     }
 }
 
@@ -299,7 +321,7 @@ fn grn_multipliers(
     weights: &Block<'_>,
     multipliers: &mut [i16],
 ) {
-    let roots: &mut [u32] = bytemuck::cast_slice_mut(roots);
+    let roots: &mut [u32] = bytemuck::try_cast_slice_mut(roots).unwrap_or_default();
     for (square, root) in squares.iter_mut().zip(&mut *roots) {
         // `square` is below 2^41 for every map; its lower bits make way for the shift.
         let scale = even_scale(*square);
@@ -315,12 +337,13 @@ fn grn_multipliers(
     }
     let scale = 31 - (63 - total.max(1).leading_zeros() as i32);
     let reciprocal = u64::from(reciprocal_q63(shift_by(total.max(1), -scale) as u32));
-    for (c, multiplier) in multipliers.iter_mut().enumerate() {
+    let constants = weights.grn_gain.iter().zip(weights.grn_slope);
+    for ((multiplier, &norm), (&gain, &slope)) in multipliers.iter_mut().zip(&*squares).zip(constants) {
         // The norm's share of the total, with 32 fractional bits.
-        let share = (shift_by(squares[c], -scale) * reciprocal) >> 31;
+        let share = (shift_by(norm, -scale) * reciprocal) >> 31;
         let ratio = ((share * count as u64) >> (32 - RATIO_BITS)) as i64;
-        let slope = i64::from(weights.grn_slope[c]).wrapping_mul(ratio);
-        let value = i64::from(weights.grn_gain[c]) + (slope.wrapping_add(1 << (RATIO_BITS - 1)) >> RATIO_BITS);
+        let slope = i64::from(slope).wrapping_mul(ratio);
+        let value = i64::from(gain) + (slope.wrapping_add(1 << (RATIO_BITS - 1)) >> RATIO_BITS);
         *multiplier = value.clamp(-i64::from(i16::MAX), i64::from(i16::MAX)) as i16;
     }
 }

@@ -16,7 +16,7 @@ use crate::model::int8_layout::stored;
 use crate::model::{Model, Place, Precision, STAGES};
 use crate::plan::int8::{Passes, StagePasses, int8_passes};
 pub use buffer::{ArenaBuffer, StaticPlan};
-use cursor::Cursor;
+pub(crate) use cursor::Cursor;
 
 /// Alignment that the arena needs, in bytes.
 pub const ARENA_ALIGNMENT: usize = 16;
@@ -226,6 +226,21 @@ impl<'m> Encoder<'m> {
         };
         Ok(Run { encoder: *self, tile, arena, embedding, at: Some(Cursor::FIRST) })
     }
+
+    /// Takes up a run where another with the same tile and arena stood ([`Run::cursor`]).
+    ///
+    /// # Errors
+    /// As [`Encoder::start`].
+    #[cfg(feature = "capi")]
+    pub(crate) fn resume<'r>(
+        &self,
+        tile: Tile<'r>,
+        arena: &'r mut [u8],
+        embedding: &'r mut [f32],
+        at: Cursor,
+    ) -> Result<Run<'m, 'r>, EmbedError> {
+        self.start(tile, arena, embedding).map(|run| Run { at: Some(at), ..run })
+    }
 }
 
 /// Whether a run is over.
@@ -267,6 +282,12 @@ impl Run<'_, '_> {
         Ok(if self.at.is_some() { Step::More } else { Step::Done })
     }
 
+    /// What [`Encoder::resume`] needs to go on; `None` after the last step.
+    #[cfg(feature = "capi")]
+    pub(crate) fn cursor(&self) -> Option<Cursor> {
+        self.at
+    }
+
     /// Where the next step works, and `None` after the last.
     pub fn place(&self) -> Option<Place> {
         self.at.map(|at| at.place)
@@ -282,7 +303,7 @@ impl Run<'_, '_> {
             Place::Block { stage, .. } => stage.into(),
             Place::Head => STAGES - 1,
         };
-        let len = arch.grids()[stage].pow(2) * stored(arch.dim(stage));
+        let len = arch.grid(stage).pow(2) * stored(arch.dim(stage));
         let bytes = self.arena.get(..2 * len).filter(|_| self.encoder.model.precision() == Precision::Int8)?;
         bytemuck::try_cast_slice(bytes).ok()
     }

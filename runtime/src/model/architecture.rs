@@ -124,7 +124,9 @@ impl Architecture {
 
     /// Kernel and stride of the depthwise stem: 1, 2 or 4.
     pub const fn stem_stride(&self) -> usize {
-        self.patch_size as usize / 8
+        let stride = self.patch_size as usize / 8;
+        // No patch that is allowed has fewer than 8 pixels; nobody divides by zero for one that is not.
+        if stride == 0 { 1 } else { stride }
     }
 
     /// Padding of the initial 3x3 convolution: 1 or 0.
@@ -155,9 +157,19 @@ impl Architecture {
         [first, first / 2, first / 4, first / 8]
     }
 
-    /// Channels of stage `stage`.
+    /// Side of the map in stage `stage`; 0 past the last.
+    pub const fn grid(&self, stage: usize) -> usize {
+        if stage < STAGES { self.grids()[stage] } else { 0 }
+    }
+
+    /// Channels of stage `stage`; 0 past the last.
     pub const fn dim(&self, stage: usize) -> usize {
-        self.dims[stage] as usize
+        if stage < STAGES { self.dims[stage] as usize } else { 0 }
+    }
+
+    /// Blocks of stage `stage`; 0 past the last.
+    pub const fn depth(&self, stage: usize) -> usize {
+        if stage < STAGES { self.depths[stage] as usize } else { 0 }
     }
 
     /// Length of the embedding: the channels of the last stage.

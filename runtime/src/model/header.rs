@@ -93,7 +93,7 @@ impl Header<'_> {
             return Err(ModelError::NoBand);
         }
         for (index, band) in self.bands.iter().enumerate() {
-            if band.name.is_empty() || self.bands[..index].iter().any(|b| b.name == band.name) {
+            if band.name.is_empty() || self.bands.iter().take(index).any(|b| b.name == band.name) {
                 return Err(ModelError::BandName { index });
             }
             if !is_canonical_band(&band.name) {

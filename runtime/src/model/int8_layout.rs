@@ -59,7 +59,7 @@ const HEAD_CONSTANTS: usize = 4;
 /// Index of the first section of `place`.
 pub fn start(arch: &Architecture, place: Place) -> usize {
     let stage_start = |stage: usize| {
-        let blocks: usize = arch.depths[..stage].iter().map(|&d| usize::from(d)).sum();
+        let blocks: usize = arch.depths.iter().take(stage).map(|&d| usize::from(d)).sum();
         STEM_SECTIONS + blocks * BLOCK_SECTIONS + stage.saturating_sub(1) * DOWNSAMPLE_SECTIONS
     };
     match place {
@@ -78,7 +78,7 @@ pub fn start(arch: &Architecture, place: Place) -> usize {
 fn places(arch: &Architecture) -> impl Iterator<Item = (Place, usize)> + '_ {
     let stages = (0..STAGES as u8).flat_map(|stage| {
         let down = (stage > 0).then_some((Place::Downsample { stage }, DOWNSAMPLE_SECTIONS));
-        let blocks = 0..arch.depths[usize::from(stage)];
+        let blocks = 0..arch.depth(stage.into()) as u8;
         down.into_iter().chain(blocks.map(move |block| (Place::Block { stage, block }, BLOCK_SECTIONS)))
     });
     [(Place::Stem, STEM_SECTIONS)].into_iter().chain(stages).chain([(Place::Head, HEAD_SECTIONS)])

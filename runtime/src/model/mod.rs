@@ -16,6 +16,8 @@ mod header;
 pub mod int8_layout;
 mod parse;
 mod section;
+#[cfg(all(test, feature = "capi"))]
+pub(crate) mod synthetic;
 
 pub use architecture::*;
 pub use error::{ModelError, Part, SectionName};

@@ -67,8 +67,8 @@ pub(super) fn entry(table: &[u8], index: usize) -> Option<SectionEntry> {
 /// Every byte of `bytes[from..to]` must be zero.
 fn check_zero(bytes: &[u8], from: usize, to: usize) -> Result<(), ModelError> {
     let range = bytes.get(from..to).unwrap_or(&[]);
-    match range.iter().position(|&b| b != 0) {
-        Some(at) => Err(ModelError::NotZero { offset: from + at, found: range[at] }),
+    match range.iter().zip(from..).find(|(byte, _)| **byte != 0) {
+        Some((&found, offset)) => Err(ModelError::NotZero { offset, found }),
         None => Ok(()),
     }
 }
@@ -116,22 +116,26 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Model<'_>, ModelError> {
     // From here the positions fit the file, hence usize.
     let (table_start, table_end) = (table_start as usize, table_end as usize);
     let expected = u32_at(bytes, table_end);
-    let found = crc32c(&bytes[..table_end]);
+    let (Some(head), Some(header), Some(table)) =
+        (bytes.get(..table_end), bytes.get(PREFIX_BYTES..header_end), bytes.get(table_start..table_end))
+    else {
+        return Err(truncated(first));
+    };
+    let found = crc32c(head);
     if found != expected {
         return Err(ModelError::Crc { part: Part::Head, found, expected });
     }
     check_zero(bytes, 20, 24)?;
     check_zero(bytes, header_end, table_start)?;
     check_zero(bytes, table_end + 4, first as usize)?;
-    let (header, tail) = postcard::take_from_bytes::<Header<'_>>(&bytes[PREFIX_BYTES..header_end])
-        .map_err(ModelError::HeaderEncoding)?;
+    let (header, tail) = postcard::take_from_bytes::<Header<'_>>(header).map_err(ModelError::HeaderEncoding)?;
     // A later minor version may have appended fields.
     if minor == VERSION_MINOR && !tail.is_empty() {
         return Err(ModelError::HeaderTail(tail.len()));
     }
     header.validate()?;
 
-    let model = Model { bytes, header, table: &bytes[table_start..table_end] };
+    let model = Model { bytes, header, table };
     let tensors = model.check_sections(first)?;
     if expected_section(&model.header.architecture, model.header.bands.len(), model.header.precision, tensors).is_some()
     {
@@ -142,7 +146,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Model<'_>, ModelError> {
         int8_layout::check(&model)?;
     }
     let expected = u32_at(bytes, length - 4);
-    let found = crc32c(&bytes[..length - 4]);
+    let found = crc32c(bytes.get(..length - 4).unwrap_or_default());
     if found != expected {
         return Err(ModelError::Crc { part: Part::File, found, expected });
     }
@@ -202,8 +206,7 @@ impl Model<'_> {
                     (end_of_file - 4).saturating_sub(offset) / dtype.bytes() as u64,
                 ));
             };
-            let data = &bytes[offset as usize..end as usize];
-            let found = crc32c(data);
+            let found = crc32c(bytes.get(offset as usize..end as usize).unwrap_or_default());
             if found != row.crc {
                 return Err(ModelError::SectionCrc { index, spec: SectionName(spec), found, expected: row.crc });
             }

@@ -45,7 +45,7 @@ mod tests {
     #[test]
     fn novelty_matches_a_sorted_float64_reference() {
         let mut random = Random(23);
-        for case in 0..200 {
+        for case in 0..if cfg!(miri) { 10 } else { 200 } {
             let (dimension, size) = (1 + random.below(40) as usize, 1 + random.below(30) as usize);
             let bank: Vec<i8> = (0..dimension * size).map(|_| random.below(254) as i8).map(|v| v.max(-127)).collect();
             let bytes: Vec<u8> = bank.iter().map(|v| *v as u8).collect();

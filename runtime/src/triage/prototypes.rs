@@ -131,7 +131,7 @@ impl<'a> Vectors<'a> {
 
     /// The rows.
     pub fn iter(&self) -> ChunksExact<'a, u8> {
-        self.bytes.chunks_exact(self.dimension)
+        self.bytes.chunks_exact(self.dimension.max(1))
     }
 }
 

@@ -15,6 +15,7 @@ pub const RUNGS: usize = 5;
 
 /// How much of a tile goes down. Each rung above [`Rung::Record`] holds the record and one payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[repr(u8)] // The C interface writes it as a byte.
 pub enum Rung {
     /// Not a byte.
     #[default]

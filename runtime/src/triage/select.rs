@@ -173,15 +173,18 @@ pub fn select(
         for ((tile, step), candidate) in (0..).zip(steps.iter_mut()).zip(candidates) {
             *step = Step { density: positive(candidate.worth).into(), tile, ..Step::EMPTY };
         }
-        steps.sort_unstable_by(Step::order);
-        for step in steps.iter() {
+        heap(steps, tiles);
+        for held in (0..tiles).rev() {
+            let Some(&step) = steps.first() else { break };
             let at = step.tile as usize;
-            let (Some(candidate), Some(rung)) = (candidates.get(at), rungs.get_mut(at)) else { continue };
-            if let Some(bytes) = candidate.bytes[Rung::Record.index()]
+            if let (Some(candidate), Some(rung)) = (candidates.get(at), rungs.get_mut(at))
+                && let Some(bytes) = candidate.bytes[Rung::Record.index()]
                 && let Some(rest) = left.checked_sub(bytes.into())
             {
                 (left, *rung) = (rest, Rung::Record);
             }
+            swap(steps, 0, held);
+            sift_down(steps, held, 0);
         }
     }
 
@@ -195,9 +198,7 @@ pub fn select(
             held += 1;
         }
     }
-    for root in (0..held / 2).rev() {
-        sift_down(steps, held, root);
-    }
+    heap(steps, held);
     while held > 0 {
         let Some(&step) = steps.first() else { break };
         let at = step.tile as usize;
@@ -209,7 +210,7 @@ pub fn select(
             (Some(next), Some(root)) => *root = next,
             _ => {
                 held -= 1;
-                steps.swap(0, held);
+                swap(steps, 0, held);
             }
         }
         sift_down(steps, held, 0);
@@ -244,6 +245,20 @@ fn next_step(candidate: &Candidate, tile: u32, from: Rung, policy: &Policy, left
     best
 }
 
+/// Makes a heap of the first `held` steps, the first of [`Step::order`] at its root.
+fn heap(steps: &mut [Step], held: usize) {
+    for root in (0..held / 2).rev() {
+        sift_down(steps, held, root);
+    }
+}
+
+/// Swaps two steps that are there; [`slice::swap`] would panic for others.
+fn swap(steps: &mut [Step], a: usize, b: usize) {
+    if let Ok([a, b]) = steps.get_disjoint_mut([a, b]) {
+        core::mem::swap(a, b);
+    }
+}
+
 /// Puts the step at `root` of the heap in the first `held` steps where it belongs among its descendants.
 fn sift_down(steps: &mut [Step], held: usize, mut root: usize) {
     let Some(heap) = steps.get_mut(..held) else { return };
@@ -259,7 +274,7 @@ fn sift_down(steps: &mut [Step], held: usize, mut root: usize) {
         if first == root {
             return;
         }
-        heap.swap(root, first);
+        swap(heap, root, first);
         root = first;
     }
 }

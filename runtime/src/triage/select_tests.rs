@@ -53,7 +53,7 @@ fn random_candidate(random: &mut Random, whole: bool) -> Candidate {
 fn within_one_step_of_the_best_selection() {
     let mut random = Random(17);
     let (mut sum, mut best_sum) = (0.0, 0.0);
-    for _ in 0..400 {
+    for _ in 0..if cfg!(miri) { 10 } else { 400 } {
         let n = 1 + random.below(5) as usize;
         let candidates: Vec<_> = (0..n).map(|_| random_candidate(&mut random, false)).collect();
         let mut fidelity = [0.0, random.unit(), random.unit(), random.unit(), 1.0];
@@ -73,7 +73,7 @@ fn within_one_step_of_the_best_selection() {
 #[test]
 fn records_come_first_when_asked_for() {
     let mut random = Random(19);
-    for _ in 0..200 {
+    for _ in 0..if cfg!(miri) { 10 } else { 200 } {
         let n = 1 + random.below(5) as usize;
         let candidates: Vec<_> = (0..n).map(|_| random_candidate(&mut random, true)).collect();
         let policy = Policy::default();

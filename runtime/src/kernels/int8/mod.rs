@@ -104,7 +104,8 @@ impl<'a> Rows<'a> {
     #[inline(always)]
     pub fn row(&self, y: usize) -> &'a [i16] {
         let len = self.side * self.channels;
-        if y < self.first { &self.ring[y % RING_ROWS * len..][..len] } else { &self.map[y * len..][..len] }
+        let (from, start) = if y < self.first { (self.ring, y % RING_ROWS * len) } else { (self.map, y * len) };
+        from.get(start..).and_then(|rest| rest.get(..len)).unwrap_or_default()
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The functions that have no inner product are `#[inline(always)]`, plain loops (a closure handed to an iterator would not be inlined across
 //! target features) and free of branches on data, so that another set can compile them with its own instructions and let the compiler
-//! vectorise them.
+//! vectorise them. Where an index is not known to lie in its slice it is looked up with `get`, which costs as much as the check before a
+//! panic: slices have the lengths that the shapes say, and if they had not, no kernel would panic.
 
 use super::*;
 use crate::kernels::fixed::*;
@@ -34,7 +35,19 @@ pub fn gelu(table: &Table, index: i8) -> i16 {
 
 /// The bias as it is.
 pub fn prepare(layer: &Dense<'_>, bias: &mut [i32]) {
-    bias.copy_from_slice(layer.bias);
+    bias.iter_mut().zip(layer.bias).for_each(|(to, &from)| *to = from);
+}
+
+/// Value `index`.
+#[inline(always)]
+fn at<T: Copy + Default>(values: &[T], index: usize) -> T {
+    values.get(index).copied().unwrap_or_default()
+}
+
+/// Eight values from `index` on.
+#[inline(always)]
+fn chunk<T: Copy + Default>(values: &[T], index: usize) -> [T; CHANNELS] {
+    values.get(index..).and_then(|values| values.first_chunk()).copied().unwrap_or_default()
 }
 
 /// See [`Int8Kernels::input`].
@@ -51,7 +64,7 @@ pub fn input(values: &[f32], band: &FloatBand, output: &mut [i16], stride: usize
         if missing { 0 } else { integer }
     };
     let mut block = [0; LANES];
-    for (values, output) in values.chunks(LANES).zip(output.chunks_mut(LANES * stride)) {
+    for (values, output) in values.chunks(LANES).zip(output.chunks_mut(LANES * stride.max(1))) {
         if let Ok(values) = <&[f32; LANES]>::try_from(values) {
             for i in 0..LANES {
                 block[i] = one(values[i]);
@@ -61,7 +74,7 @@ pub fn input(values: &[f32], band: &FloatBand, output: &mut [i16], stride: usize
                 *to = one(v);
             }
         }
-        for (to, &v) in output.iter_mut().step_by(stride).zip(&block).take(values.len()) {
+        for (to, &v) in output.iter_mut().step_by(stride.max(1)).zip(&block).take(values.len()) {
             *to = v;
         }
     }
@@ -70,9 +83,9 @@ pub fn input(values: &[f32], band: &FloatBand, output: &mut [i16], stride: usize
 /// The accumulator of one output: `input` holds as many values as there are weights.
 #[inline(always)]
 fn dot(bias: i32, weight: &[i8], output: usize, inputs: impl Iterator<Item = [i32; GROUP]>) -> i32 {
-    let groups = weight.chunks_exact(PANEL * GROUP);
+    let groups = weight.as_chunks::<{ PANEL * GROUP }>().0.iter();
     groups.zip(inputs).fold(bias, |sum, (group, x)| {
-        let w = &group[output * GROUP..][..GROUP];
+        let w = group.as_chunks::<GROUP>().0[output % PANEL];
         w.iter().zip(x).fold(sum, |sum, (&w, x)| sum.wrapping_add(i32::from(w) * x))
     })
 }
@@ -81,25 +94,28 @@ fn dot(bias: i32, weight: &[i8], output: usize, inputs: impl Iterator<Item = [i3
 #[inline(always)]
 fn panel<'a>(layer: &Dense<'a>, output: usize) -> &'a [i8] {
     let len = layer.inputs * PANEL;
-    &layer.weight[output / PANEL * len..][..len]
+    layer.weight.get(output / PANEL * len..).and_then(|rest| rest.get(..len)).unwrap_or_default()
 }
 
 /// The requantized value of one output for i8 inputs.
 #[inline(always)]
 fn dense(input: &[i8], layer: &Dense<'_>, output: usize) -> i32 {
     let inputs = input.as_chunks::<GROUP>().0.iter().map(|x| x.map(i32::from));
-    let acc = dot(layer.bias[output], panel(layer, output), output % PANEL, inputs);
-    requantize(acc, layer.multiplier[output], layer.shift)
+    let acc = dot(at(layer.bias, output), panel(layer, output), output, inputs);
+    requantize(acc, at(layer.multiplier, output), layer.shift)
 }
 
 fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
     let segment = layer.inputs / 3;
-    for (pixel, output) in output.chunks_exact_mut(layer.outputs).enumerate() {
-        let rows = rows.map(|row| row[pixel * bands..][..segment].as_chunks::<GROUP>().0);
+    for (pixel, output) in output.chunks_exact_mut(layer.outputs.max(1)).enumerate() {
+        let rows = rows.map(|row| {
+            let patch = row.get(pixel * bands..).and_then(|rest| rest.get(..segment));
+            patch.unwrap_or_default().as_chunks::<GROUP>().0
+        });
         for (o, output) in output.iter_mut().enumerate() {
             let inputs = rows.iter().flat_map(|row| row.iter()).map(|x| x.map(i32::from));
-            let acc = dot(layer.bias[o], panel(layer, o), o % PANEL, inputs);
-            *output = requantize(acc, layer.multiplier[o], layer.shift) as i16;
+            let acc = dot(at(layer.bias, o), panel(layer, o), o, inputs);
+            *output = requantize(acc, at(layer.multiplier, o), layer.shift) as i16;
         }
     }
 }
@@ -107,24 +123,23 @@ fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16
 /// See [`Int8Kernels::stem`].
 #[inline(always)]
 pub fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output: &mut [i16]) {
-    let channels = layer.bias.len();
-    let width = rows.len() / (side * channels);
+    let (channels, side) = (layer.bias.len().max(1), side.clamp(1, 4));
+    let width = rows.len() / (side * channels).max(1);
     for (x, output) in output.chunks_exact_mut(channels).enumerate() {
         for (block, output) in output.as_chunks_mut::<CHANNELS>().0.iter_mut().enumerate() {
             let first = block * CHANNELS;
-            let mut acc = [0; CHANNELS];
-            acc.copy_from_slice(&layer.bias[first..first + CHANNELS]);
+            let mut acc: [i32; CHANNELS] = chunk(layer.bias, first);
             for tap in 0..side * side {
                 let column = (x * side + tap % side).wrapping_sub(padding);
                 if column < width {
-                    let values = &rows[(tap / side * width + column) * channels + first..][..CHANNELS];
-                    let weights = &layer.weight[tap * channels + first..][..CHANNELS];
+                    let values = chunk(rows, (tap / side * width + column) * channels + first);
+                    let weights = chunk(layer.weight, tap * channels + first);
                     for c in 0..CHANNELS {
                         acc[c] = acc[c].wrapping_add(i32::from(values[c]) * i32::from(weights[c]));
                     }
                 }
             }
-            let multiplier = &layer.multiplier[first..first + CHANNELS];
+            let multiplier = chunk(layer.multiplier, first);
             for c in 0..CHANNELS {
                 output[c] = requantize(acc[c], multiplier[c], layer.shift) as i16;
             }
@@ -153,7 +168,7 @@ fn normalizer(values: &[i16], norm: &Norm, reciprocal: u32, root: &impl Fn(u32) 
 #[inline(always)]
 pub fn layer_norm_i16(values: &mut [i16], norm: &Norm, root: impl Fn(u32) -> u32) {
     let reciprocal = reciprocal(norm.count);
-    for pixel in values.chunks_exact_mut(norm.channels) {
+    for pixel in values.chunks_exact_mut(norm.channels.max(1)) {
         let normalizer = normalizer(pixel, norm, reciprocal, &root);
         for value in pixel {
             *value = normalizer.apply(*value).clamp(-8192, 8191) as i16;
@@ -164,7 +179,7 @@ pub fn layer_norm_i16(values: &mut [i16], norm: &Norm, root: impl Fn(u32) -> u32
 /// See [`Int8Kernels::affine`].
 #[inline(always)]
 pub fn affine(values: &mut [i16], gain: &[i32], offset: &[i32], shift: u32) {
-    for pixel in values.chunks_exact_mut(gain.len()) {
+    for pixel in values.chunks_exact_mut(gain.len().max(1)) {
         for ((value, &gain), &offset) in pixel.iter_mut().zip(gain).zip(offset) {
             *value = saturate_i16(i32::from(*value).wrapping_mul(gain).wrapping_add(offset) >> (shift & 31));
         }
@@ -181,21 +196,21 @@ pub fn lookup(values: &mut [i16], table: &Table) {
 
 fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [i16]) {
     const HALF: usize = DEPTHWISE_SIDE / 2;
-    let channels = rows.channels;
+    let channels = rows.channels.max(1);
     let places = area.y.clone().flat_map(|y| area.x.clone().map(move |x| (y, x)));
     for ((y, x), output) in places.zip(output.chunks_exact_mut(channels)) {
         let columns = x.saturating_sub(HALF)..(x + HALF + 1).min(rows.side);
         for (c, output) in output.iter_mut().enumerate() {
-            let mut acc = layer.bias[c];
+            let mut acc = at(layer.bias, c);
             for row in y.saturating_sub(HALF)..(y + HALF + 1).min(rows.side) {
                 let values = rows.row(row);
                 for column in columns.clone() {
                     let tap = (row + HALF - y) * DEPTHWISE_SIDE + column + HALF - x;
-                    let (value, weight) = (values[column * channels + c], layer.weight[tap * channels + c]);
+                    let (value, weight) = (at(values, column * channels + c), at(layer.weight, tap * channels + c));
                     acc = acc.wrapping_add(i32::from(value) * i32::from(weight));
                 }
             }
-            *output = requantize(acc, layer.multiplier[c], layer.shift) as i16;
+            *output = requantize(acc, at(layer.multiplier, c), layer.shift) as i16;
         }
     }
 }
@@ -204,7 +219,8 @@ fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [
 #[inline(always)]
 pub fn layer_norm<const FLIP: i8>(values: &[i16], norm: &Norm, output: &mut [i8], root: impl Fn(u32) -> u32) {
     let reciprocal = reciprocal(norm.count);
-    for (pixel, output) in values.chunks_exact(norm.channels).zip(output.chunks_exact_mut(norm.channels)) {
+    let channels = norm.channels.max(1);
+    for (pixel, output) in values.chunks_exact(channels).zip(output.chunks_exact_mut(channels)) {
         let normalizer = normalizer(pixel, norm, reciprocal, &root);
         for (to, &value) in output.iter_mut().zip(pixel) {
             *to = saturate_i8(normalizer.apply(value)) ^ FLIP;
@@ -213,7 +229,8 @@ pub fn layer_norm<const FLIP: i8>(values: &[i16], norm: &Norm, output: &mut [i8]
 }
 
 fn expand(input: &[i8], layer: &Dense<'_>, gelu_at: &Gelu<'_>, output: &mut [i8], squares: &mut [u64]) {
-    for (input, output) in input.chunks_exact(layer.inputs).zip(output.chunks_exact_mut(layer.outputs)) {
+    let (inputs, outputs) = (layer.inputs.max(1), layer.outputs.max(1));
+    for (input, output) in input.chunks_exact(inputs).zip(output.chunks_exact_mut(outputs)) {
         for (o, (index, squares)) in output.iter_mut().zip(squares.iter_mut()).enumerate() {
             *index = saturate_i8(dense(input, layer, o) + gelu_at.zero_point);
             let value = i32::from(gelu(gelu_at.table, *index));
@@ -225,7 +242,7 @@ fn expand(input: &[i8], layer: &Dense<'_>, gelu_at: &Gelu<'_>, output: &mut [i8]
 /// See [`Int8Kernels::activate`]; signed bytes.
 #[inline(always)]
 pub fn activate(values: &mut [i8], table: &Table, multipliers: &[i16]) {
-    for pixel in values.chunks_exact_mut(multipliers.len()) {
+    for pixel in values.chunks_exact_mut(multipliers.len().max(1)) {
         for (value, &multiplier) in pixel.iter_mut().zip(multipliers) {
             *value = saturate_i8(multiply_q15(gelu(table, *value), multiplier));
         }
@@ -233,7 +250,8 @@ pub fn activate(values: &mut [i8], table: &Table, multipliers: &[i16]) {
 }
 
 fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
-    for (input, residual) in input.chunks_exact(layer.inputs).zip(residual.chunks_exact_mut(layer.outputs)) {
+    let (inputs, outputs) = (layer.inputs.max(1), layer.outputs.max(1));
+    for (input, residual) in input.chunks_exact(inputs).zip(residual.chunks_exact_mut(outputs)) {
         for (o, value) in residual.iter_mut().enumerate() {
             *value = saturate_i16(i32::from(*value) + dense(input, layer, o));
         }

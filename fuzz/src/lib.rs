@@ -1,0 +1,252 @@
+//! The bodies of the fuzz targets: each takes any bytes, and panics only if something is wrong.
+
+use std::sync::OnceLock;
+
+use nadir::encoder::Encoder;
+use nadir::kernels::fixed;
+use nadir::kernels::int8::Int8Kernels;
+use nadir::model::{Architecture, ENTRY_BYTES, Model, Precision, crc32c};
+use nadir::plan::int8::Passes;
+use nadir::triage::{frame, prototypes::Prototypes, record::Message};
+use nadir_formats::AlignedBytes;
+use nadir_quantize::testing::{Random, random_encoder, random_tiles};
+use nadir_quantize::{float, int8};
+
+/// The bodies, by name.
+pub const TARGETS: [(&str, fn(&[u8])); 3] =
+    [("parser", parser), ("hostile_model", hostile_model), ("fixed_point", fixed_point)];
+
+/// The smallest models with every kind of layer: int8 and f32.
+fn seeds() -> &'static [Vec<u8>; 2] {
+    static SEEDS: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
+    SEEDS.get_or_init(|| {
+        let named = Architecture::named("yocto", 16, 8).unwrap();
+        let architecture = Architecture { depths: [1; 4], dims: [6, 8, 8, 9], ..named };
+        let encoder = random_encoder(architecture, &["B4", "B3"], 3);
+        let tiles = random_tiles(4, 2, 16, 4);
+        [int8::convert(&encoder, &tiles).unwrap(), float::convert(&encoder, Precision::F32).unwrap()]
+    })
+}
+
+/// Where head, table and body of a file lie, if it has room for them: table, its end, first section.
+fn layout(file: &[u8]) -> Option<(usize, usize, usize)> {
+    let number = |at: usize| Some(u32::from_le_bytes(file.get(at..at + 4)?.try_into().unwrap()) as usize);
+    let table = number(12)?.checked_add(32)?.checked_next_multiple_of(64)?;
+    let end = number(16)?.checked_mul(ENTRY_BYTES)?.checked_add(table)?;
+    let first = end.checked_add(4)?.checked_next_multiple_of(64)?;
+    (first + 4 <= file.len()).then_some((table, end, first))
+}
+
+/// First byte and bytes of section `index`, by the table.
+fn section(file: &[u8], index: usize) -> Option<(usize, usize)> {
+    let (table, end, _) = layout(file)?;
+    let row = table + index.checked_mul(ENTRY_BYTES)?;
+    if row >= end {
+        return None;
+    }
+    let number = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap());
+    let bytes = [4, 2, 1, 2, 4, 8].get(usize::from(file[row + 1])).copied().unwrap_or(1);
+    let (offset, elements) = (number(row + 8) as usize, number(row + 16) as usize);
+    let len = elements.checked_mul(bytes)?;
+    (offset.checked_add(len)? <= file.len()).then_some((offset, len))
+}
+
+/// Makes every CRC right again, so that what is wrong elsewhere is reached.
+fn repair(file: &mut [u8]) {
+    let Some((table, end, _)) = layout(file) else { return };
+    for index in 0..(end - table) / ENTRY_BYTES {
+        if let Some((offset, len)) = section(file, index) {
+            let crc = crc32c(&file[offset..offset + len]);
+            file[table + index * ENTRY_BYTES + 24..][..4].copy_from_slice(&crc.to_le_bytes());
+        }
+    }
+    let crc = crc32c(&file[..end]);
+    file[end..end + 4].copy_from_slice(&crc.to_le_bytes());
+    let last = file.len() - 4;
+    let crc = crc32c(&file[..last]);
+    file[last..].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Reads everything that a parsed model offers.
+fn look(bytes: &[u8]) {
+    let Ok(model) = Model::parse(bytes) else { return };
+    let mut sections = 0;
+    while let Some(spec) = model.expected(sections) {
+        assert_eq!(model.section_entry(sections).unwrap().elements, spec.elements);
+        sections += 1;
+    }
+    assert!(sections <= model.section_count());
+    let _ = model.architecture().macs(model.bands().len());
+    let least = Encoder::new(&model).with_passes([Passes::Two; 4]).arena_bytes();
+    assert!(Encoder::new(&model).within(least).is_ok());
+}
+
+/// Any bytes, alone and written over a real model (with the CRCs made right), as a model; and as a prototype file and as frames.
+pub fn parser(data: &[u8]) {
+    look(&AlignedBytes::copy_of(data));
+    let _ = Prototypes::parse(data);
+    for payload in frame::frames(&mut data.to_vec()).flatten() {
+        let _ = frame::parse::<Message<'_>>(payload);
+    }
+    let [kind, rest @ ..] = data else { return };
+    let mut file = AlignedBytes::copy_of(&seeds()[usize::from(kind & 1)]);
+    for edit in rest.chunks_exact(3) {
+        // Most edits where most is decided: prefix, header and table.
+        let reach = if edit[0] & 0x80 == 0 { file.len().min(1024) } else { file.len() };
+        let at = (usize::from(edit[0] & 0x7f) * 256 + usize::from(edit[1])) % reach;
+        file[at] ^= edit[2];
+    }
+    look(&file);
+    repair(&mut file);
+    look(&file);
+}
+
+/// A real model with values of its sections overwritten, and right CRCs: what parses must run, with the same bits on every set
+/// of kernels and in one pass or two.
+pub fn hostile_model(data: &[u8]) {
+    let [kind, pixel, rest @ ..] = data else { return };
+    let precision = usize::from(kind & 1);
+    let mut file = AlignedBytes::copy_of(&seeds()[precision]);
+    let sections = Model::parse(&file).unwrap().section_count();
+    for edit in rest.chunks_exact(5).take(64) {
+        let Some((offset, len)) = section(&file, usize::from(edit[0]) % sections) else { continue };
+        let value = edit[3];
+        match edit[4] % 4 {
+            // One byte, one word of extremes, or all of a section.
+            0 => file[offset + usize::from(u16::from_le_bytes([edit[1], edit[2]])) % len] = value,
+            1 => {
+                let word = [i32::MAX, i32::MIN, -1, 0x7fff, -0x8000, 0, 1, 0x0fff][usize::from(value % 8)];
+                let at = usize::from(u16::from_le_bytes([edit[1], edit[2]])) % len / 4 * 4;
+                for (to, from) in file[offset + at..offset + len].iter_mut().zip(word.to_le_bytes()) {
+                    *to = from;
+                }
+            }
+            2 => file[offset..offset + len].fill(value),
+            _ => {
+                file[offset..offset + len].chunks_mut(2).for_each(|pair| pair.copy_from_slice(&edit[1..1 + pair.len()]))
+            }
+        }
+    }
+    repair(&mut file);
+    let Ok(model) = Model::parse(&file) else { return };
+    let mut random = Random::new(u64::from(*pixel));
+    let tile: Vec<u8> = (0..model.tile_len())
+        .map(|_| match pixel % 4 {
+            0 => 255 * random.below(2) as u8,
+            1 => *pixel,
+            _ => random.below(256) as u8,
+        })
+        .collect();
+    let run = |kernels: Option<&str>, passes| {
+        let mut encoder = Encoder::new(&model).with_passes([passes; 4]);
+        if let Some(name) = kernels {
+            encoder = encoder.with_kernels(name).unwrap();
+        }
+        let mut out = vec![0.0; model.embedding_dimension()];
+        encoder.embed(nadir::Tile::U8(&tile), &mut AlignedBytes::zeroed(encoder.arena_bytes()), &mut out).unwrap();
+        out.iter().map(|v: &f32| v.to_bits()).collect::<Vec<u32>>()
+    };
+    if model.precision() != Precision::Int8 {
+        run(None, Passes::One);
+        return;
+    }
+    let expected = run(Some("scalar"), Passes::One);
+    for set in Int8Kernels::available() {
+        for passes in [Passes::One, Passes::Two] {
+            assert_eq!(run(Some(set.name), passes), expected, "{} {passes:?}", set.name);
+        }
+    }
+}
+
+/// Fixed-point functions against arithmetic in 128 bits.
+pub fn fixed_point(data: &[u8]) {
+    let mut bytes = data.iter().copied();
+    let mut word = || u64::from_le_bytes(std::array::from_fn(|_| bytes.next().unwrap_or(0)));
+    let (a, b, c) = (word(), word(), word());
+    let wide = |v: i64| i128::from(v);
+
+    let (acc, multiplier, shift) = (a as i32, (b as i16) & i16::MAX, c as u32 % 32);
+    let narrow = wide(i64::from(acc)).div_euclid(1 << shift).clamp(-0x8000, 0x7fff);
+    let exact = (narrow * wide(multiplier.into()) + (1 << 14)).div_euclid(1 << 15);
+    assert_eq!(i128::from(fixed::requantize(acc, multiplier, shift)), exact);
+    assert!((-0x8000..=0x7fff).contains(&exact));
+    let any = b as i16;
+    let exact = (wide((a as i16).into()) * wide(any.into()) + (1 << 14)).div_euclid(1 << 15);
+    assert_eq!(i128::from(fixed::multiply_q15(a as i16, any)), exact);
+
+    for value in [a, b, c, a >> (b % 64)] {
+        let root = u128::from(fixed::isqrt64(value));
+        assert!(root * root <= value.into() && (root + 1) * (root + 1) > value.into(), "{value}");
+        let (value, root) = (u128::from(value as u32), u128::from(fixed::isqrt32(value as u32)));
+        assert!(root * root <= value && (root + 1) * (root + 1) > value, "{value}");
+    }
+    let value = a >> (b % 64);
+    let scaled = fixed::shift_by(value, fixed::even_scale(value));
+    assert!(value == 0 || (1 << 30..1 << 32).contains(&scaled), "{value} {scaled}");
+    let divisor = a as u32 | 1 << 31;
+    assert_eq!(u128::from(fixed::reciprocal_q63(divisor)), (u64::MAX >> 1) as u128 / u128::from(divisor));
+
+    // LayerNorm of a position: no overflow for any values and allowed constants, and the text's formula.
+    let channels = 1 + (c as u32) % 2816;
+    let norm = fixed::LayerNorm {
+        gain: (1 << 28) | (a as u32 & ((1 << 28) - 1)),
+        exponent: (b as i8 / 2).into(),
+        epsilon: (a ^ b) & ((1 << 62) - 1),
+    };
+    let (low, high) = (c as i16, (c >> 16) as i16);
+    let highs = (c >> 32) as u32 % (channels + 1);
+    let sum = wide(low.into()) * i128::from(channels - highs) + wide(high.into()) * i128::from(highs);
+    let squares = wide(low.into()).pow(2) * i128::from(channels - highs) + wide(high.into()).pow(2) * i128::from(highs);
+    let reciprocal = fixed::reciprocal(channels);
+    let found = norm.normalizer(sum as i32, squares as u64, channels, reciprocal);
+    let spread =
+        (i128::from(channels) * squares - sum * sum + i128::from(norm.epsilon)).clamp(1, u64::MAX.into()) as u64;
+    let scale = fixed::even_scale(spread);
+    let mantissa = if scale < 0 { u128::from(spread) << -scale } else { u128::from(spread) >> scale };
+    let root = i128::from(fixed::isqrt32(mantissa as u32));
+    assert_eq!(i128::from(found.factor), (i128::from(norm.gain) + root / 2) / root);
+    assert!(found.factor <= 1 << 14 && (1..=30).contains(&found.shift));
+    let mean = (sum * i128::from(reciprocal)).div_euclid(1 << 16);
+    let offset = (1 << (found.shift - 1)) - (mean * i128::from(found.factor)).div_euclid(1 << 15);
+    assert_eq!(i128::from(found.offset), offset, "the offset fits i32");
+    for value in [low, high] {
+        let exact = (wide(value.into()) * i128::from(found.factor) + offset).div_euclid(1 << found.shift);
+        assert_eq!(i128::from(found.apply(value)), exact, "no product overflows");
+    }
+
+    let mut pooled: Vec<i32> = data.chunks_exact(3).map(|v| i32::from_be_bytes([v[0], v[1], v[2], 0]) >> 11).collect();
+    pooled.truncate(2816);
+    fixed::pooled_layer_norm(&mut pooled, norm.epsilon);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2000 inputs of each body, the same on every machine.
+    #[test]
+    fn seeded_inputs_pass() {
+        for (name, body) in TARGETS {
+            for seed in 0..2000 {
+                let mut random = Random::new(seed);
+                let len = random.below(120);
+                let data: Vec<u8> = (0..len).map(|_| random.bits() as u8).collect();
+                let result = std::panic::catch_unwind(|| body(&data));
+                assert!(result.is_ok(), "{name}, seed {seed}: {data:?}");
+            }
+        }
+    }
+
+    /// The seeds parse and run as they are, and repairing them changes nothing.
+    #[test]
+    fn the_seeds_are_good() {
+        for seed in seeds() {
+            let mut file = AlignedBytes::copy_of(seed);
+            repair(&mut file);
+            assert_eq!(&*file, seed.as_slice());
+            assert!(Model::parse(&file).is_ok());
+        }
+        hostile_model(&[0, 2]);
+        hostile_model(&[1, 2]);
+    }
+}

@@ -1,0 +1,326 @@
+//! The C functions as C calls them, against the same calls in Rust.
+extern crate std;
+
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::{null, null_mut};
+use std::vec;
+use std::vec::Vec;
+
+use super::*;
+use crate::Tile;
+use crate::encoder::Encoder;
+use crate::model::synthetic::{Aligned, tiny};
+use crate::model::{Model, Precision};
+use crate::triage::prototypes;
+use crate::triage::record::{Message, Rung};
+
+/// Values that fill every byte, to see what a function wrote.
+fn blank<T>() -> T {
+    // SAFETY: only used for structs of plain numbers, and enums of which 0 is a value.
+    unsafe { std::mem::zeroed() }
+}
+
+fn words(text: &[c_char]) -> &CStr {
+    // SAFETY: fixed texts of the interface are ended by a zero.
+    unsafe { CStr::from_ptr(text.as_ptr()) }
+}
+
+/// A model, an arena and an encoder in it.
+struct Opened {
+    file: Aligned,
+    arena: Aligned,
+    encoder: *mut Handle,
+}
+
+fn open(precision: Precision, budget: usize) -> Opened {
+    let file = tiny(precision);
+    let (mut bytes, mut encoder, mut error) = (0, null_mut(), blank::<ErrorDetail>());
+    // SAFETY: all pointers are to local variables of the lengths given.
+    unsafe {
+        let status = nadir_required_bytes(file.as_ptr(), file.len(), budget, &mut bytes, &mut error);
+        assert_eq!(status, Status::Ok, "{error:?}");
+        let mut arena = Aligned::filled(bytes, 0xa5);
+        let status =
+            nadir_open(file.as_ptr(), file.len(), arena.bytes_mut().as_mut_ptr(), bytes, &mut encoder, &mut error);
+        assert_eq!(status, Status::Ok, "{error:?}");
+        Opened { file, arena, encoder }
+    }
+}
+
+fn pixels() -> Vec<u8> {
+    (0..2 * 16 * 16u32).map(|i| (i * 37 % 251) as u8).collect()
+}
+
+fn expected(file: &[u8]) -> Vec<u32> {
+    let model = Model::parse(file).unwrap();
+    let encoder = Encoder::new(&model);
+    let (mut arena, mut out) = (Aligned::filled(encoder.arena_bytes(), 0), vec![0.0; model.embedding_dimension()]);
+    encoder.embed(Tile::U8(&pixels()), arena.bytes_mut(), &mut out).unwrap();
+    out.iter().map(|v| v.to_bits()).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn embeddings_are_those_of_rust_at_once_and_in_steps() {
+    for precision in [Precision::Int8, Precision::F32, Precision::F16] {
+        let it = open(precision, usize::MAX);
+        let (tile, expected) = (pixels(), expected(&it.file));
+        let (mut out, mut steps) = ([0f32; 9], 0);
+        // SAFETY: the encoder is open; tile and result are local variables.
+        unsafe {
+            let tile = tile.as_ptr().cast();
+            assert_eq!(nadir_start(it.encoder, 0, tile, 512, out.as_mut_ptr(), 9, null_mut()), Status::More);
+            loop {
+                steps += 1;
+                match nadir_step(it.encoder, null_mut()) {
+                    Status::More => assert_eq!(out, [0.0; 9]),
+                    end => break assert_eq!(end, Status::Ok),
+                }
+            }
+            assert_eq!(bits(&out), expected);
+            assert_eq!(nadir_step(it.encoder, null_mut()), Status::NotStarted);
+            if !cfg!(miri) || precision == Precision::Int8 {
+                let mut again = [0f32; 9];
+                assert_eq!(nadir_embed(it.encoder, 0, tile, 512, again.as_mut_ptr(), 9, null_mut()), Status::Ok);
+                assert_eq!(bits(&again), expected);
+            }
+            assert_eq!(nadir_close(it.encoder), Status::Ok);
+            assert_eq!(nadir_close(it.encoder), Status::NotOpen);
+        }
+        assert!(steps > 1 || precision != Precision::Int8);
+    }
+}
+
+#[test]
+fn less_memory_gives_the_same_bits() {
+    let file = tiny(Precision::Int8);
+    let (mut most, mut error) = (0, blank::<ErrorDetail>());
+    // SAFETY: all pointers are to local variables of the lengths given.
+    unsafe {
+        assert_eq!(nadir_required_bytes(file.as_ptr(), file.len(), usize::MAX, &mut most, null_mut()), Status::Ok);
+        let status = nadir_required_bytes(file.as_ptr(), file.len(), 0, &mut most, &mut error);
+        assert_eq!((status, error.found), (Status::ArenaTooSmall, 0));
+    }
+    let least = error.expected as usize;
+    assert!(least < most && least > NADIR_HANDLE_BYTES);
+    let it = open(Precision::Int8, least);
+    assert_eq!(it.arena.len(), least);
+    let (mut info, mut out) = (blank::<ModelInfo>(), [0f32; 9]);
+    // SAFETY: the encoder is open; the places are local variables.
+    unsafe {
+        assert_eq!(nadir_describe(it.encoder, &mut info), Status::Ok);
+        assert_eq!((info.arena_bytes, info.two_passes > 0), (least as u64, true));
+        let tile = pixels();
+        let status = nadir_embed(it.encoder, 0, tile.as_ptr().cast(), 512, out.as_mut_ptr(), 9, null_mut());
+        assert_eq!(status, Status::Ok);
+    }
+    assert_eq!(bits(&out), expected(&it.file));
+}
+
+#[test]
+fn models_are_described() {
+    let it = open(Precision::Int8, usize::MAX);
+    let (mut info, mut band) = (blank::<ModelInfo>(), blank::<BandInfo>());
+    // SAFETY: the encoder is open; the places are local variables.
+    unsafe {
+        assert_eq!(nadir_describe(it.encoder, &mut info), Status::Ok);
+        assert_eq!([info.tile_side, info.bands, info.tile_values, info.embedding_dimension], [16, 2, 512, 9]);
+        assert_eq!(
+            (info.precision, words(&info.name), words(&info.embedding_space)),
+            (WeightType::Int8, c"tiny", c"nowhere")
+        );
+        assert_eq!(nadir_band(it.encoder, 1, &mut band), Status::Ok);
+        assert_eq!((words(&band.name), words(&band.unit)), (c"B3", c"grey level"));
+        assert_eq!((band.mean, band.std, band.has_no_data, band.has_saturation), (90.0, 40.0, 1, 0));
+        assert_eq!(nadir_band(it.encoder, 2, &mut band), Status::Index);
+        assert_eq!(nadir_use_kernels(it.encoder, c"scalar".as_ptr(), 6), Status::Ok);
+        assert_eq!(nadir_use_kernels(it.encoder, c"abacus".as_ptr(), 6), Status::NoSuchKernels);
+        assert_eq!(nadir_use_kernels(it.encoder, c"\xff".as_ptr(), 1), Status::NoSuchKernels);
+        // Into the encoder itself: refused.
+        let inside = it.encoder.byte_add(64).cast::<ModelInfo>();
+        assert_eq!(nadir_describe(it.encoder, inside), Status::Overlap);
+    }
+}
+
+#[test]
+fn bad_arguments_are_refused_and_named() {
+    let it = open(Precision::Int8, usize::MAX);
+    let (tile, mut out, mut error) = (pixels(), [7f32; 10], blank::<ErrorDetail>());
+    let (good_tile, good_out) = (tile.as_ptr().cast::<c_void>(), out.as_mut_ptr());
+    let arena = it.encoder.cast::<u8>();
+    let arena_bytes = it.arena.len();
+    // SAFETY: what may be dereferenced is a local variable of the length given; the functions must not touch the rest.
+    unsafe {
+        let mut refused = |encoder, kind, tile, values, out, dimension, status, what: &CStr| {
+            for start in [false, true] {
+                let found = if start {
+                    nadir_start(encoder, kind, tile, values, out, dimension, &mut error)
+                } else {
+                    nadir_embed(encoder, kind, tile, values, out, dimension, &mut error)
+                };
+                assert_eq!((found, error.status, words(&error.what)), (status, status, what));
+                assert_eq!(nadir_step(it.encoder, null_mut()), Status::NotStarted);
+            }
+        };
+        let (encoder, elsewhere) = (it.encoder, [0u64; 512]);
+        refused(null_mut(), 0, good_tile, 512, good_out, 9, Status::NullPointer, c"encoder");
+        refused(elsewhere.as_ptr().cast_mut().cast(), 0, good_tile, 512, good_out, 9, Status::NotOpen, c"encoder");
+        refused(encoder.byte_add(1), 0, good_tile, 512, good_out, 9, Status::Misaligned, c"encoder");
+        refused(encoder, 3, good_tile, 512, good_out, 9, Status::UnknownValue, c"tile_type");
+        refused(encoder, 0, null(), 512, good_out, 9, Status::NullPointer, c"tile");
+        refused(encoder, 0, good_tile, 511, good_out, 9, Status::Length, c"tile");
+        refused(
+            encoder,
+            1,
+            good_tile.byte_add(good_tile.align_offset(2) ^ 1),
+            512,
+            good_out,
+            9,
+            Status::Misaligned,
+            c"tile",
+        );
+        refused(encoder, 0, good_tile, usize::MAX, good_out, 9, Status::Length, c"tile");
+        refused(encoder, 0, arena.cast(), 512, good_out, 9, Status::Overlap, c"tile");
+        refused(encoder, 0, good_out.cast(), 512, good_out, 9, Status::Overlap, c"tile");
+        refused(encoder, 0, good_tile, 512, null_mut(), 9, Status::NullPointer, c"embedding");
+        refused(encoder, 0, good_tile, 512, good_out, 8, Status::Length, c"embedding");
+        refused(encoder, 0, good_tile, 512, good_out.byte_add(2), 9, Status::Misaligned, c"embedding");
+        refused(encoder, 0, good_tile, 512, arena.cast(), 9, Status::Overlap, c"embedding");
+        refused(encoder, 0, good_tile, 512, it.file.as_ptr().cast_mut().cast(), 9, Status::Overlap, c"embedding");
+    }
+    assert_eq!(out, [7.0; 10]);
+
+    // SAFETY: as above.
+    unsafe {
+        let (file, bytes) = (it.file.as_ptr(), it.file.len());
+        let mut handle = it.encoder;
+        let mut refused = |file, bytes, arena, arena_bytes, status, what: &CStr| {
+            let found = nadir_open(file, bytes, arena, arena_bytes, &mut handle, &mut error);
+            assert_eq!((found, words(&error.what), handle), (status, what, null_mut()));
+        };
+        refused(null(), bytes, arena, arena_bytes, Status::NullPointer, c"model");
+        refused(file.add(4), bytes - 4, arena, arena_bytes, Status::Misaligned, c"model");
+        refused(file, bytes - 1, arena, arena_bytes, Status::ModelLength, c"model");
+        refused(file, 8, arena, arena_bytes, Status::ModelLength, c"model");
+        refused(file, bytes, null_mut(), arena_bytes, Status::NullPointer, c"arena");
+        refused(file, bytes, null_mut(), 0, Status::NullPointer, c"arena");
+        refused(file, bytes, arena.add(16), arena_bytes - 16, Status::Misaligned, c"arena");
+        refused(file, bytes, file.cast_mut(), bytes, Status::Overlap, c"arena");
+        refused(file, bytes, arena, 64, Status::ArenaTooSmall, c"arena");
+        assert_eq!(nadir_open(file, bytes, arena, arena_bytes, null_mut(), &mut error), Status::NullPointer);
+        assert_eq!(nadir_open(file, bytes, arena, arena_bytes, arena.cast(), &mut error), Status::Overlap);
+        assert_eq!(nadir_required_bytes(file, bytes, usize::MAX, null_mut(), &mut error), Status::NullPointer);
+        // The first encoder is untouched by all this.
+        assert_eq!(nadir_close(it.encoder), Status::Ok);
+    }
+}
+
+#[test]
+fn a_moved_handle_is_noticed() {
+    let it = open(Precision::F32, usize::MAX);
+    let mut copy = Aligned::filled(it.arena.len(), 0);
+    let mut info = blank::<ModelInfo>();
+    // SAFETY: both arenas are as large as each other, and local.
+    unsafe {
+        let moved = copy.bytes_mut().as_mut_ptr();
+        it.encoder.cast::<u8>().copy_to(moved, it.arena.len());
+        assert_eq!(nadir_describe(moved.cast(), &mut info), Status::NotOpen);
+        assert_eq!(nadir_describe(it.encoder, &mut info), Status::Ok);
+    }
+}
+
+#[test]
+fn tiles_are_scored_chosen_and_recorded() {
+    let it = open(Precision::Int8, usize::MAX);
+    let header = prototypes::Header {
+        embedding_space: "nowhere",
+        dimension: 9,
+        prototypes: 2,
+        bank: 0,
+        midpoint: 0.0,
+        temperature: 0.1,
+        novel_from: 0.5,
+    };
+    let vectors: Vec<i8> = (1..=18).map(|v| if v % 5 < 3 { v } else { -v }).collect();
+    let write = |header: prototypes::Header<'_>| {
+        let labels = [(4, true), (9, false)];
+        let table = prototypes::Table { header, centre: &[0.25; 9], labels: &labels, vectors: &vectors, bank: &[] };
+        let mut bytes = vec![0; table.max_bytes()];
+        let len = table.write(&mut bytes).unwrap();
+        bytes.truncate(len);
+        bytes
+    };
+    let (good, other) = (write(header), write(prototypes::Header { embedding_space: "elsewhere", ..header }));
+    let mut table = PrototypeTable { words: [0; 24] };
+    let (mut scores, mut quality, mut policy) = (blank::<Scores>(), blank::<Quality>(), blank::<Policy>());
+    let (mut error, mut worth) = (blank::<ErrorDetail>(), 0f32);
+    let embedding = [0.5, 1.0, -2.0, 0.25, 3.0, 1.0, 0.0, -1.0, 2.0];
+    let mut tile = pixels();
+    tile[..128].fill(0);
+    // SAFETY: the encoder is open; all other pointers are to local variables of the lengths given.
+    unsafe {
+        let tile = tile.as_ptr().cast();
+        assert_eq!(nadir_assess(it.encoder, 0, tile, 512, 600, 300, &mut quality, &mut error), Status::Ok);
+        assert_eq!((quality.pixels, quality.saturated, quality.verdict), (256, 0, Verdict::Pass));
+        assert!(quality.no_data >= 128 && quality.no_data_permille >= 500);
+        assert_eq!(nadir_assess(it.encoder, 0, tile, 512, 400, 300, &mut quality, null_mut()), Status::Ok);
+        assert_eq!(quality.verdict, Verdict::NoData);
+        assert_eq!(nadir_assess(it.encoder, 0, tile, 511, 500, 300, &mut quality, &mut error), Status::Length);
+
+        assert_eq!(nadir_score(&table, embedding.as_ptr(), 9, &mut scores, &mut error), Status::NotOpen);
+        let mut opened =
+            |bytes: &[u8]| nadir_prototypes_open(it.encoder, bytes.as_ptr(), bytes.len(), &mut table, &mut error);
+        assert_eq!(opened(&other), Status::PrototypesMismatch);
+        assert_eq!(opened(&good[..good.len() - 1]), Status::Prototypes);
+        assert_eq!(opened(&[]), Status::Prototypes);
+        assert_eq!(opened(&good), Status::Ok);
+        assert_eq!(nadir_score(&table, embedding.as_ptr(), 8, &mut scores, &mut error), Status::Length);
+        let nan = [f32::NAN; 9];
+        assert_eq!(nadir_score(&table, nan.as_ptr(), 9, &mut scores, &mut error), Status::NotFinite);
+        assert_eq!(nadir_score(&table, embedding.as_ptr(), 9, &mut scores, &mut error), Status::Ok);
+        let rust = prototypes::Prototypes::parse(&good).unwrap();
+        let score = rust.score(&rust.query(&embedding).unwrap());
+        assert!((scores.margin - score.margin).abs() <= 5e-5 && scores.nearest == score.nearest);
+        assert_eq!(scores.probability, rust.probability(scores.margin));
+
+        assert_eq!(nadir_policy_default(&mut policy), Status::Ok);
+        assert_eq!(nadir_worth(&policy, 0, &scores, &mut worth), Status::Ok);
+        assert!(worth > 0.0);
+        assert_eq!(nadir_worth(&policy, 1, null(), &mut worth), Status::Ok);
+        assert_eq!(worth, 0.0);
+        assert_eq!(nadir_worth(&policy, 3, null(), &mut worth), Status::UnknownValue);
+    }
+
+    let candidates = [0.1f32, 1.0, 0.5].map(|worth| TileChoice { worth, bytes: [0, 20, 30, NADIR_NO_RUNG, 1000] });
+    let (mut memory, mut rungs, mut sum) = ([0u64; 30], [9u8; 3], blank::<ChoiceSum>());
+    let mut chosen = |budget, memory_bytes, rungs: *mut u8| {
+        let memory = memory.as_mut_ptr();
+        // SAFETY: as above.
+        unsafe {
+            nadir_select(&policy, candidates.as_ptr(), 3, budget, memory, memory_bytes, rungs, &mut sum, &mut error)
+        }
+    };
+    assert_eq!(chosen(1100, 239, rungs.as_mut_ptr()), Status::Length);
+    assert_eq!(chosen(1100, 240, null_mut()), Status::NullPointer);
+    assert_eq!(rungs, [9; 3]);
+    assert_eq!(chosen(1100, 240, rungs.as_mut_ptr()), Status::Ok);
+    assert_eq!((rungs, sum.bytes <= 1100), ([2, 4, 2], true));
+
+    let (mut frame, mut length) = ([0u8; NADIR_RECORD_BYTES], 0);
+    // SAFETY: as above.
+    unsafe {
+        let mut record = |rung, bytes| {
+            nadir_record(&policy, 7, &quality, &scores, rung, frame.as_mut_ptr(), bytes, &mut length, &mut error)
+        };
+        assert_eq!(record(5, NADIR_RECORD_BYTES), Status::UnknownValue);
+        assert_eq!(record(1, 4), Status::Length);
+        assert_eq!(record(1, NADIR_RECORD_BYTES), Status::Ok);
+    }
+    let payload = crate::triage::frame::decode(&mut frame[..length - 1]).unwrap();
+    let Some(Message::Record(record)) = crate::triage::frame::parse(payload) else { panic!("not a record") };
+    assert_eq!((record.tile, record.rung, record.no_data), (7, Rung::Record, quality.no_data_permille));
+    assert_eq!(record.scores.unwrap().margin(), scores.margin);
+}
