@@ -1,13 +1,15 @@
 //! A tile, a model and an arena in; an embedding out.
 //!
-//! Inside the encoder maps are `[height, width, channels]`. The engine is chosen by the model's precision: `float.rs` for f32 and f16,
+//! The engine is chosen by the model's precision: `float.rs` for f32 and f16,
 //! `int8.rs` for int8.
 
 mod arena;
+mod cursor;
 mod float;
 mod int8;
 
 use crate::Tile;
+use crate::kernels::float::FloatKernels;
 use crate::model::{Model, Precision};
 
 /// Alignment that the arena needs, in bytes.
@@ -56,12 +58,18 @@ pub enum EmbedError {
 #[derive(Clone, Copy, Debug)]
 pub struct Encoder<'m> {
     model: &'m Model<'m>,
+    float_kernels: &'static FloatKernels,
 }
 
 impl<'m> Encoder<'m> {
-    /// An encoder over a checked model. Costs nothing.
+    /// An encoder over a checked model, with the fastest kernels that this processor can run. Costs next to nothing.
     pub fn new(model: &'m Model<'m>) -> Self {
-        Self { model }
+        Self { model, float_kernels: FloatKernels::detect() }
+    }
+
+    /// The same with another set of f32 kernels; without effect on an int8 model.
+    pub fn with_float_kernels(self, float_kernels: &'static FloatKernels) -> Self {
+        Self { float_kernels, ..self }
     }
 
     /// Bytes of the arena that [`Encoder::embed`] needs, fixed by the model's architecture, bands and precision.
@@ -100,7 +108,7 @@ impl<'m> Encoder<'m> {
             return Err(EmbedError::ArenaTooSmall { found, needed });
         };
         match self.model.precision() {
-            Precision::F32 | Precision::F16 => float::embed(self.model, &tile, arena, embedding),
+            Precision::F32 | Precision::F16 => float::embed(self.model, self.float_kernels, &tile, arena, embedding),
             Precision::Int8 => int8::embed(self.model, &tile, arena, embedding),
         }
     }
