@@ -4,8 +4,8 @@
 //!
 //! The arena is used by one part of the encoder at a time (stem, downsampling, block); its size is the largest part's. In a part, regions
 //! follow each other in this order, each rounded up to 16 bytes; sizes are in f32 values. `g` side of the map, `d` channels, `b` bands, `t` tile side with the
-//! padding of the initial convolution, `k` the stem's stride, `w` the side after the initial convolution, `s` rows of a strip (about as many as hold
-//! 54 pixels; the last may be shorter); values before a downsampling are marked with a prime. `[n]` is `n` rounded up to whole panels of 16 channels.
+//! padding of the initial convolution, `k` the stem's stride, `w` the side after the initial convolution, `s` rows of a strip (an even number that
+//! holds 54 pixels or more; the last may be shorter); values before a downsampling are marked with a prime. `[n]` is `n` rounded up to whole panels of 16 channels.
 //!
 //! | region | stem | downsampling | block |
 //! | --- | --- | --- | --- |
@@ -64,9 +64,9 @@ pub(crate) const fn padded(channels: usize) -> usize {
     channels.div_ceil(PANEL).saturating_mul(PANEL)
 }
 
-/// Rows of a strip of a map of this side.
+/// Rows of a strip of a map of this side: an even number, as the depthwise kernels take two rows at once, but for a last strip.
 pub(crate) const fn strip_rows(side: usize) -> usize {
-    let rows = STRIP_PIXELS.div_ceil(larger(side, 1));
+    let rows = STRIP_PIXELS.div_ceil(larger(side, 1)).next_multiple_of(2);
     if rows > side { side } else { rows }
 }
 

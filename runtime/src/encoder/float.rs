@@ -193,13 +193,15 @@ impl<'m> Engine<'m> {
                 let group = if left % 2 == 1 { left.min(GROUP) } else { 2 };
                 let stride = inputs * PANEL;
                 let start = panel * stride + done * PANEL;
-                let (weights, weight_stride) = match weights {
-                    Weights::F32(weights) => (&weights[start..], stride),
+                // The same inputs of the next panels, or else the next inputs of the first: a hint, so that they need not be there.
+                let after_this = if panel + group < panels { start + group * stride } else { (done + len) * PANEL };
+                let (weights, weight_stride, next) = match weights {
+                    Weights::F32(weights) => (&weights[start..], stride, weights.get(after_this..).unwrap_or(&[])),
                     Weights::F16(bits) => {
                         for (i, wide) in wide.chunks_exact_mut(len * PANEL).take(group).enumerate() {
                             (self.kernels.widen)(&bits[start + i * stride..][..len * PANEL], wide);
                         }
-                        (&*wide, len * PANEL)
+                        (&*wide, len * PANEL, &[][..])
                     }
                 };
                 let biases: [_; GROUP] = core::array::from_fn(|i| lanes(bias, panel + i));
@@ -209,6 +211,7 @@ impl<'m> Engine<'m> {
                     pixels: input.pixels,
                     weights,
                     weight_stride,
+                    next,
                     panels: group,
                     bias: if done == 0 { &biases[..group] } else { &[] },
                     output_stride: output.stride,
@@ -376,28 +379,29 @@ impl<'m> Engine<'m> {
             (self.kernels.gelu)(values, grid, &mut squares[panel]);
         });
         let next = cursor.row + rows;
-        Some(if next < grid { cursor.at_row(next) } else { cursor.next_pass() })
+        Some(if next < grid { cursor.at_row(next) } else { cursor.next_pass().at_row(cursor.row) })
     }
 
-    /// A strip of a block's second pass: `x += pointwise2(GRN(hidden))`.
+    /// A strip of a block's second pass: `x += pointwise2(GRN(hidden))`. From the last strip to the first, because what the first pass wrote last is
+    /// still in cache.
     fn project(&self, stage: usize, block: usize, arena: &mut [f32], cursor: Cursor) -> Option<Cursor> {
         let Arena { map, hidden, aside: multiplier, wide, .. } =
             Arena::split(arena, &FloatRegions::block(self.arch, stage, self.half));
         let first = block_start(self.arch, stage, block);
         let (grid, channels) = (self.arch.grids()[stage], 4 * self.arch.dim(stage));
-        if cursor.row == 0 {
+        let rows = strip_rows(grid);
+        let rows_here = rows.min(grid - cursor.row);
+        if cursor.row + rows_here == grid {
             (self.kernels.grn)(multiplier, self.vector(first + 6), self.arch.grn_eps);
         }
-        let rows = strip_rows(grid).min(grid - cursor.row);
-        let pixels = rows * grid;
+        let pixels = rows_here * grid;
         let width = padded(channels);
         let hidden = &mut hidden[cursor.row * grid * width..][..pixels * width];
         (self.kernels.scale)(hidden, multiplier, self.vector(first + 7));
         let input = Input { values: hidden, taps: &[0], stride: pixels * PANEL, channels, pixels };
         let values = &mut map[cursor.row * grid * PANEL..];
         self.dense(first + 8, &input, Output { values, stride: grid * grid * PANEL, add: true }, wide, |_, _| {});
-        let next = cursor.row + rows;
-        (next < grid).then_some(cursor.at_row(next))
+        Some(cursor.at_row(cursor.row.checked_sub(rows)?))
     }
 
     /// Global mean, then LayerNorm.

@@ -65,6 +65,8 @@ pub struct Dense<'a> {
     pub weights: &'a [f32],
     /// Values from one panel's weights to the next one's.
     pub weight_stride: usize,
+    /// Weights that will be needed next, with the same stride, or empty: a hint.
+    pub next: &'a [f32],
     /// Panels of outputs, 1 to [`GROUP`].
     pub panels: usize,
     /// What to add to each panel's outputs, or empty.
@@ -76,6 +78,11 @@ pub struct Dense<'a> {
 }
 
 impl Dense<'_> {
+    /// Weights of one panel.
+    fn weights_of_a_panel(&self) -> usize {
+        self.runs.iter().map(|run| run.len * PANEL).sum()
+    }
+
     /// Panics unless all that the job touches exists: the kernels read and write without looking.
     fn check(&self, output: &[f32]) {
         assert!((1..=GROUP).contains(&self.panels) && self.pixels > 0);

@@ -36,11 +36,12 @@ macro_rules! tiles {
         let (job, output): (&$crate::kernels::float::Dense<'_>, &mut [f32]) = ($job, $output);
         job.check(output);
         for panel in (0..job.panels).step_by($group) {
-            for (pixel, count) in $crate::kernels::float::shared::parts(job.pixels, [$($m),+].len()) {
+            let tiles = $crate::kernels::float::shared::parts(job.pixels, [$($m),+].len());
+            for (index, (pixel, count)) in tiles.enumerate() {
                 match count {
                     // SAFETY: the job was checked, the tile lies in it, and the set is handed out only where its instructions exist.
                     $($m => unsafe {
-                        $crate::kernels::float::shared::tile::<$vector, $n, $m>(job, panel, pixel, output)
+                        $crate::kernels::float::shared::tile::<$vector, $n, $m>(job, panel, pixel, index, output)
                     },)+
                     _ => {}
                 }
@@ -88,6 +89,7 @@ pub(super) unsafe fn tile<V: Vector, const N: usize, const M: usize>(
     job: &Dense<'_>,
     panel: usize,
     pixel: usize,
+    index: usize,
     output: &mut [f32],
 ) {
     let per_panel = registers::<V>();
@@ -96,6 +98,7 @@ pub(super) unsafe fn tile<V: Vector, const N: usize, const M: usize>(
         let mut acc = [[V::splat(0.0); M]; N];
         let input = job.input.as_ptr().add(pixel * PANEL);
         let mut weights = job.weights.as_ptr().add(panel * job.weight_stride);
+        let mut next = job.next.as_ptr().wrapping_add(index * job.weights_of_a_panel() / 4);
         let place = |n: usize, stride: usize| n / per_panel * stride + n % per_panel * V::LANES;
         for run in job.runs {
             let mut x = input.add(run.start);
@@ -119,6 +122,10 @@ pub(super) unsafe fn tile<V: Vector, const N: usize, const M: usize>(
                 input!(1);
                 input!(2);
                 input!(3);
+                for n in (0..N).step_by(per_panel) {
+                    V::prefetch(next.wrapping_add(place(n, job.weight_stride)));
+                }
+                next = next.wrapping_add(PANEL);
                 x = x.add(4);
                 weights = weights.add(4 * PANEL);
                 left -= 4;

@@ -39,6 +39,10 @@ pub(super) unsafe trait Vector: Copy {
     /// `at` may be written for [`Vector::LANES`] values.
     unsafe fn store(self, at: *mut f32);
 
+    /// Asks for the cache line at `at`, which may be any address.
+    #[inline(always)]
+    fn prefetch(_at: *const f32) {}
+
     /// `self + other`.
     fn add(self, other: Self) -> Self;
     /// `self - other`.
