@@ -11,17 +11,9 @@ use nadir::plan::int8::{Passes, StagePasses};
 pub fn kernel_names(precision: Precision) -> Vec<&'static str> {
     match precision {
         Precision::Int8 => Int8Kernels::available().map(|set| set.name).collect(),
-        Precision::F32 | Precision::F16 => {
-            let fastest = FloatKernels::detect().name;
-            let slower =
-                FLOAT_KERNELS.into_iter().filter(|&name| name != fastest && FloatKernels::by_name(name).is_some());
-            slower.chain([fastest]).collect()
-        }
+        Precision::F32 | Precision::F16 => FloatKernels::available().map(|set| set.name).collect(),
     }
 }
-
-/// Names of float kernels that there may be, slowest first.
-const FLOAT_KERNELS: [&str; 4] = ["scalar", "neon", "avx2", "avx512"];
 
 /// An encoder with the kernels of this name, or the fastest without one.
 ///

@@ -30,7 +30,7 @@ const COLOURS: [(&str, Rgb888); 11] = [
     ("squares", Rgb888::new(123, 82, 171)),
     ("multipliers", Rgb888::new(140, 86, 75)),
     ("aside", Rgb888::new(123, 82, 171)),
-    ("panel", Rgb888::new(204, 121, 167)),
+    ("wide", Rgb888::new(204, 121, 167)),
 ];
 const OTHER: Rgb888 = Rgb888::new(120, 120, 120);
 

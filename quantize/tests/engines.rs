@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use nadir::encoder::{EmbedError, Encoder as Engine};
+use nadir::kernels::float::FloatKernels;
 use nadir::model::{Architecture, Model, Precision, StemPadding};
 use nadir_formats::{AlignedBytes, BandCard, Encoder, Matrix, ModelCard, Pixels, Provenance, Tensor, Tiles};
 use nadir_quantize::compare::Agreement;
@@ -12,12 +13,24 @@ use nadir_quantize::int8;
 use nadir_quantize::reference::Reference;
 use nadir_quantize::testing::{random_encoder, random_tiles};
 
-fn agreement(encoder: &Encoder, tiles: &Tiles, precision: Precision) -> Agreement {
+/// The embeddings by one set of kernels.
+fn embed_with(kernels: &'static FloatKernels, model: &Model<'_>, tiles: &Tiles) -> Vec<Vec<f64>> {
+    let engine = Engine::new(model).with_kernels(kernels.name).unwrap();
+    let mut arena = AlignedBytes::zeroed(engine.arena_bytes());
+    let mut out = vec![0.0; model.embedding_dimension()];
+    let mut one = |i| {
+        engine.embed(tiles.tile(i), &mut arena, &mut out).unwrap();
+        out.iter().map(|&v| f64::from(v)).collect()
+    };
+    (0..tiles.len()).map(&mut one).collect()
+}
+
+/// Of each set of kernels that this processor can run, with the reference.
+fn agreements(encoder: &Encoder, tiles: &Tiles, precision: Precision) -> Vec<(&'static str, Agreement)> {
     let bytes = AlignedBytes::copy_of(&convert(encoder, precision).unwrap());
     let model = Model::parse(&bytes).unwrap();
-    let found = embed(&model, tiles, || ()).unwrap();
-    let found: Vec<Vec<f64>> = (0..found.rows).map(|i| found.row(i).iter().map(|&v| f64::from(v)).collect()).collect();
-    Agreement::of(&found, &Reference::new(encoder).embed_all(tiles))
+    let expected = Reference::new(encoder).embed_all(tiles);
+    FloatKernels::available().map(|set| (set.name, Agreement::of(&embed_with(set, &model, tiles), &expected))).collect()
 }
 
 /// Every border: even and odd maps, each stem, channels that fill no panel, bands from 1 to 13.
@@ -43,9 +56,10 @@ fn f32_equals_the_reference() {
     for (i, (architecture, bands)) in cases().into_iter().enumerate() {
         let encoder = random_encoder(architecture, &BANDS[..bands], i as u64);
         let tiles = random_tiles(3, bands, usize::from(architecture.tile_size), 7 + i as u64);
-        let found = agreement(&encoder, &tiles, Precision::F32);
-        println!("{architecture:?}: relative error {:.2e}", found.relative_error);
-        assert!(found.relative_error <= 1e-5, "{architecture:?}: {}", found.relative_error);
+        for (set, found) in agreements(&encoder, &tiles, Precision::F32) {
+            println!("{set} {architecture:?}: relative error {:.2e}", found.relative_error);
+            assert!(found.relative_error <= 2e-6, "{set} {architecture:?}: {}", found.relative_error);
+        }
     }
 }
 
@@ -54,9 +68,10 @@ fn f16_is_near_the_reference() {
     for (i, (architecture, bands)) in cases().into_iter().enumerate() {
         let encoder = random_encoder(architecture, &BANDS[..bands], i as u64);
         let tiles = random_tiles(3, bands, usize::from(architecture.tile_size), 7 + i as u64);
-        let found = agreement(&encoder, &tiles, Precision::F16);
-        println!("{architecture:?}: least cosine {:.6}", found.percentile(0.0));
-        assert!(found.percentile(0.0) >= 0.9999, "{architecture:?}: {}", found.percentile(0.0));
+        for (set, found) in agreements(&encoder, &tiles, Precision::F16) {
+            println!("{set} {architecture:?}: least cosine {:.6}", found.percentile(0.0));
+            assert!(found.percentile(0.0) >= 0.9999, "{set} {architecture:?}: {}", found.percentile(0.0));
+        }
     }
 }
 
@@ -75,7 +90,9 @@ fn all_pixel_types_and_no_data_agree() {
     floats[150] = f32::NAN;
     floats[151] = f32::INFINITY;
     let missing = bytes_as(Pixels::F32(floats));
-    assert!(agreement(&encoder, &u8s, Precision::F32).relative_error <= 1e-5);
+    for (set, found) in agreements(&encoder, &u8s, Precision::F32) {
+        assert!(found.relative_error <= 2e-6, "{set}: {}", found.relative_error);
+    }
 
     let file = AlignedBytes::copy_of(&convert(&encoder, Precision::F32).unwrap());
     let model = Model::parse(&file).unwrap();
@@ -179,9 +196,16 @@ fn f32_equals_mmearth_vectors() {
         (0..m.rows).map(|i| m.row(i).iter().map(|&v| f64::from(v)).collect()).collect()
     };
     let file = AlignedBytes::copy_of(&convert(&encoder, Precision::F32).unwrap());
-    let found = embed(&Model::parse(&file).unwrap(), &tiles, || ()).unwrap();
-    let runtime = Agreement::of(&rows(&found), &rows(&expected)).relative_error;
-    let reference = Agreement::of(&Reference::new(&encoder).embed_all(&tiles), &rows(&expected)).relative_error;
-    println!("relative error against PyTorch: runtime {runtime:.2e}, float64 reference {reference:.2e}");
-    assert!(runtime <= 1e-5 && reference <= 1e-5, "{runtime} {reference}");
+    let model = Model::parse(&file).unwrap();
+    let expected = rows(&expected);
+    let exact = Reference::new(&encoder).embed_all(&tiles);
+    let reference = Agreement::of(&exact, &expected).relative_error;
+    assert!(reference <= 2e-6, "{reference}");
+    for set in FloatKernels::available() {
+        let found = embed_with(set, &model, &tiles);
+        let pytorch = Agreement::of(&found, &expected).relative_error;
+        let float64 = Agreement::of(&found, &exact).relative_error;
+        println!("{}: relative error {pytorch:.2e} against PyTorch, {float64:.2e} against float64", set.name);
+        assert!(pytorch <= 2e-6 && float64 <= 2e-6, "{}: {pytorch} {float64}", set.name);
+    }
 }

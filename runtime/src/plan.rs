@@ -2,20 +2,20 @@
 //!
 //! ## f32 and f16 models
 //!
-//! The arena is used by one step at a time; its size is the largest step's. In a step, regions follow each other in this order,
-//! each rounded up to 16 bytes; sizes are in f32 values. `b` bands, `t` tile side, `g` side of the map, `d` channels, `k` the
-//! stem's stride, `w` the side after the initial convolution, `s` rows of a strip (as many as hold 64 pixels; the last may be
-//! shorter); values before a downsampling are marked with a prime.
+//! The arena is used by one part of the encoder at a time (stem, downsampling, block); its size is the largest part's. In a part, regions
+//! follow each other in this order, each rounded up to 16 bytes; sizes are in f32 values. `g` side of the map, `d` channels, `b` bands, `t` tile side with the
+//! padding of the initial convolution, `k` the stem's stride, `w` the side after the initial convolution, `s` rows of a strip (an even number that
+//! holds 54 pixels or more; the last may be shorter); values before a downsampling are marked with a prime. `[n]` is `n` rounded up to whole panels of 16 channels.
 //!
 //! | region | stem | downsampling | block |
 //! | --- | --- | --- | --- |
-//! | map | `g g d` (result) | `g' g' d'` (input) | `g g d` (in place) |
-//! | hidden | | `g g d` (result, then copied onto map) | `g g 4d` |
-//! | strip | `k w d` | `s g 4d'` | `s g d` |
-//! | aside | `3 (t + 2 padding) b + 9 w b` | | `2 * 4d` |
-//! | panel, only f16 | `8 max(9b, k k)` | `8 * 4d'` | `8 max(49, 4d)` |
+//! | map | `g g [d]` (result) | `g' g' [d']` (input) | `g g [d]` (in place) |
+//! | hidden | | `g g [d]` (result, then copied onto map) | `g g [4d]` |
+//! | strip | `k w [d]` | `s g 4 [d']` | `s g [d]` |
+//! | aside | `(k + 2) t [b]` | | `[4d]` |
+//! | wide, only f16 | `48 min(9 b, 256)` | `48 min(4 d', 256)` | `48 min(4 d, 256)` or `16 * 49` |
 //!
-//! The head writes into the caller's embedding and needs nothing but the map.
+//! The head writes into the caller's embedding and needs nothing but the map. All kernels read fastest if the arena begins at a multiple of 64 bytes.
 //!
 //! ## int8 models
 //!
@@ -26,13 +26,15 @@ pub mod cost;
 pub mod int8;
 pub mod regions;
 
+use crate::kernels::float::{CHUNK, GROUP};
 use crate::model::float_layout::PANEL;
 use crate::model::{Architecture, STAGES};
 
-/// Pixels that a strip should have, so that widening the f16 weights costs little beside using them.
-const STRIP_PIXELS: usize = 64;
+/// Pixels that a strip should have: enough that the weights, which are read once a strip, cost little beside using them; few enough that a
+/// strip of every layer stays in the second cache.
+const STRIP_PIXELS: usize = 54;
 
-/// Lengths of a step's regions, in f32 values.
+/// Lengths of the regions of a part of the encoder, in f32 values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FloatRegions {
     /// The map that stays.
@@ -43,8 +45,8 @@ pub struct FloatRegions {
     pub strip: usize,
     /// What does not fit elsewhere: rows of the tile, channel sums.
     pub aside: usize,
-    /// One panel of widened weights.
-    pub panel: usize,
+    /// Widened weights of one job of a kernel.
+    pub wide: usize,
 }
 
 /// The product, or `usize::MAX`: such an arena cannot be had, which [`crate::encoder::Encoder::embed`] reports.
@@ -61,23 +63,33 @@ pub(crate) const fn round(floats: usize) -> usize {
     floats.div_ceil(4).saturating_mul(4)
 }
 
-/// Rows of a strip of a map of this side.
+/// Rounds channels up to whole panels.
+pub(crate) const fn padded(channels: usize) -> usize {
+    channels.div_ceil(PANEL).saturating_mul(PANEL)
+}
+
+/// Rows of a strip of a map of this side: an even number, as the depthwise kernels take two rows at once, but for a last strip.
 pub(crate) const fn strip_rows(side: usize) -> usize {
-    let rows = STRIP_PIXELS.div_ceil(larger(side, 1));
+    let rows = STRIP_PIXELS.div_ceil(larger(side, 1)).next_multiple_of(2);
     if rows > side { side } else { rows }
+}
+
+/// Values of the widened weights of a dense layer with this many inputs.
+const fn wide_dense(inputs: usize) -> usize {
+    GROUP * PANEL * if inputs < CHUNK { inputs } else { CHUNK }
 }
 
 impl FloatRegions {
     /// The stem; `half` if weights are f16.
     pub const fn stem(arch: &Architecture, bands: usize, half: bool) -> Self {
-        let (grid, d, k, w) = (arch.grids()[0], arch.dim(0), arch.stem_stride(), arch.initial_grid());
-        let padded = arch.tile_size as usize + 2 * arch.initial_padding();
+        let (grid, d, k, w) = (arch.grids()[0], padded(arch.dim(0)), arch.stem_stride(), arch.initial_grid());
+        let side = arch.tile_size as usize + 2 * arch.initial_padding();
         Self {
             map: product(grid, grid, d),
-            strip: product(k, w, d),
-            aside: 3 * padded * bands + 9 * w * bands,
-            panel: if half { PANEL * larger(9 * bands, k * k) } else { 0 },
             hidden: 0,
+            strip: product(k, w, d),
+            aside: product(k + 2, side, padded(bands)),
+            wide: if half { larger(wide_dense(9 * bands), PANEL * k * k) } else { 0 },
         }
     }
 
@@ -86,11 +98,11 @@ impl FloatRegions {
         let (grids, before) = (arch.grids(), arch.dim(stage - 1));
         let (side, grid) = (grids[stage - 1], grids[stage]);
         Self {
-            map: product(side, side, before),
-            hidden: product(grid, grid, arch.dim(stage)),
-            strip: product(strip_rows(grid), grid, 4 * before),
+            map: product(side, side, padded(before)),
+            hidden: product(grid, grid, padded(arch.dim(stage))),
+            strip: product(strip_rows(grid), grid, 4 * padded(before)),
             aside: 0,
-            panel: if half { PANEL * 4 * before } else { 0 },
+            wide: if half { wide_dense(4 * before) } else { 0 },
         }
     }
 
@@ -98,17 +110,17 @@ impl FloatRegions {
     pub const fn block(arch: &Architecture, stage: usize, half: bool) -> Self {
         let (grid, d) = (arch.grids()[stage], arch.dim(stage));
         Self {
-            map: product(grid, grid, d),
-            hidden: product(grid, grid, 4 * d),
-            strip: product(strip_rows(grid), grid, d),
-            aside: 2 * 4 * d,
-            panel: if half { PANEL * larger(4 * d, 49) } else { 0 },
+            map: product(grid, grid, padded(d)),
+            hidden: product(grid, grid, padded(4 * d)),
+            strip: product(strip_rows(grid), grid, padded(d)),
+            aside: padded(4 * d),
+            wide: if half { larger(wide_dense(4 * d), PANEL * 49) } else { 0 },
         }
     }
 
     /// Sum of all regions, each rounded up to 16 bytes.
     pub const fn total(&self) -> usize {
-        let regions = [self.map, self.hidden, self.strip, self.aside, self.panel];
+        let regions = [self.map, self.hidden, self.strip, self.aside, self.wide];
         let (mut sum, mut i) = (0usize, 0);
         while i < regions.len() {
             sum = sum.saturating_add(round(regions[i]));
@@ -141,10 +153,10 @@ mod tests {
     #[test]
     fn the_hidden_map_of_stage_0_rules() {
         let yocto = Architecture::named("yocto", 64, 16).unwrap();
-        // 32 x 32 pixels: 16 channels, 64 hidden, a strip of two rows, two sums of 64 channels.
-        let floats = 32 * 32 * 16 + 32 * 32 * 64 + 2 * 32 * 16 + 2 * 64;
+        // 32 x 32 pixels: 16 channels, 64 hidden, a strip of two rows, one sum of each hidden channel.
+        let floats = 32 * 32 * 16 + 32 * 32 * 64 + 2 * 32 * 16 + 64;
         assert_eq!(float_arena_bytes(&yocto, 3, false), 4 * floats);
-        assert_eq!(float_arena_bytes(&yocto, 3, true), 4 * (floats + 8 * 64));
+        assert_eq!(float_arena_bytes(&yocto, 3, true), 4 * (floats + 3 * 16 * 64));
     }
 
     #[test]
@@ -165,7 +177,7 @@ mod tests {
     #[test]
     fn impossible_sizes_saturate() {
         assert_eq!(product(usize::MAX, 2, 3), usize::MAX);
-        let regions = FloatRegions { map: usize::MAX, hidden: 5, strip: 0, aside: 0, panel: 0 };
+        let regions = FloatRegions { map: usize::MAX, hidden: 5, strip: 0, aside: 0, wide: 0 };
         assert!(regions.total() > usize::MAX - 8);
     }
 }

@@ -24,6 +24,20 @@ impl Tile<'_> {
         }
     }
 
+    /// Values `start` and following as f32 (exact) into `values`; those past the end are left as they are.
+    pub(crate) fn read(&self, start: usize, values: &mut [f32]) {
+        fn copy<T: Copy + Into<f32>>(from: &[T], start: usize, values: &mut [f32]) {
+            for (value, &v) in values.iter_mut().zip(from.get(start..).unwrap_or(&[])) {
+                *value = v.into();
+            }
+        }
+        match self {
+            Tile::U8(v) => copy(v, start, values),
+            Tile::U16(v) => copy(v, start, values),
+            Tile::F32(v) => copy(v, start, values),
+        }
+    }
+
     /// Number of values.
     pub fn len(&self) -> usize {
         match self {

@@ -398,7 +398,7 @@ pub unsafe extern "C" fn nadir_embed(
     // SAFETY: the caller's promise is that of the functions called.
     unsafe {
         let embedded = || {
-            let pending = Pending { tile_type, tile, values, embedding, dimension, at: Cursor::FIRST };
+            let pending = Pending { tile_type, tile, values, embedding, dimension, at: Cursor::START };
             begin(encoder, pending)?;
             loop {
                 match advance(encoder) {
@@ -429,7 +429,7 @@ pub unsafe extern "C" fn nadir_start(
 ) -> Status {
     // SAFETY: the caller's promise is that of the function called.
     unsafe {
-        let pending = Pending { tile_type, tile, values, embedding, dimension, at: Cursor::FIRST };
+        let pending = Pending { tile_type, tile, values, embedding, dimension, at: Cursor::START };
         finish(error, begin(encoder, pending).map(|()| Status::More))
     }
 }

@@ -1,51 +1,69 @@
 //! The f32 and f16 engine.
 //!
-//! An f16 model differs only in how its convolutions' weights are stored: one panel at a time is widened into the arena, and the same
-//! f32 kernels run. Maps are `[height, width, channels]`; [`crate::plan`] says what lies where in the arena.
+//! Maps are `[panels, height, width, 16]` in the arena, strips `[panels, pixels, 16]`: each kernel finds a panel's channels side by side and at a
+//! multiple of their size. [`crate::plan`] says what lies where. An f16 model differs only in how its convolutions' weights are stored: the
+//! weights of one job of a kernel are widened into the arena, and the same f32 kernels run.
+//!
+//! A block is two passes, because Global Response Normalization needs the norm of each hidden channel over the whole map:
+//!
+//! 1. strip by strip depthwise convolution, LayerNorm, first pointwise convolution, GELU, sums of squares;
+//! 2. strip by strip GRN on the hidden values while they are in cache, second pointwise convolution, added to the map.
 
 use super::EmbedError;
+use super::cursor::Cursor;
 use crate::Tile;
-use crate::kernels::float::{FloatKernels, Map, SCALAR, sum, widen_f16};
+use crate::kernels::float::{Dense, Depthwise, FloatKernels, GROUP, LayerNorm, RUNS, Run, Stem, lanes};
 use crate::model::float_layout::{PANEL, block_start, head_start, stage_start};
-use crate::model::{Architecture, Band, Model, Precision, STAGES};
-use crate::plan::{FloatRegions, float_arena_bytes, round, strip_rows};
+use crate::model::{Architecture, Model, Place, Precision, STAGES};
+use crate::plan::{FloatRegions, float_arena_bytes, padded, round, strip_rows};
 
 /// Bytes of the arena.
 pub(crate) fn arena_bytes(model: &Model<'_>) -> usize {
     float_arena_bytes(model.architecture(), model.bands().len(), half(model))
 }
 
-/// Embeds one tile; lengths and alignment were checked by [`super::Encoder::embed`], and `arena` has exactly [`arena_bytes`] bytes.
-pub(crate) fn embed(model: &Model<'_>, tile: &Tile<'_>, arena: &mut [u8], out: &mut [f32]) -> Result<(), EmbedError> {
+/// One strip of one pass. Returns where to go on, or `None` once the embedding is in `out`.
+///
+/// `arena` holds what the steps before left in it.
+pub(crate) fn step(
+    model: &Model<'_>,
+    kernels: &'static FloatKernels,
+    tile: &Tile<'_>,
+    arena: &mut [u8],
+    cursor: Cursor,
+    out: &mut [f32],
+) -> Result<Option<Cursor>, EmbedError> {
     let address = arena.as_ptr() as usize;
     let Ok(arena) = bytemuck::try_cast_slice_mut::<u8, f32>(arena) else {
         return Err(EmbedError::ArenaMisaligned { address });
     };
-    let engine = Engine { model, arch: model.architecture(), half: half(model), kernels: &SCALAR };
-    engine.stem(tile, arena);
-    for stage in 0..STAGES {
-        if stage > 0 {
-            engine.downsample(stage, arena);
+    let engine = Engine { model, arch: model.architecture(), half: half(model), kernels };
+    // Where this part of the encoder goes on, or `None` if it is done.
+    let next = match cursor.place {
+        Place::Stem => engine.stem(tile, arena, cursor),
+        Place::Downsample { stage } if cursor.pass == 0 => engine.downsample(stage.into(), arena, cursor),
+        Place::Downsample { stage } => engine.replace(stage.into(), arena, cursor),
+        Place::Block { stage, block } if cursor.pass == 0 => engine.expand(stage.into(), block.into(), arena, cursor),
+        Place::Block { stage, block } => engine.project(stage.into(), block.into(), arena, cursor),
+        Place::Head => {
+            engine.head(arena, out);
+            None
         }
-        for block in 0..usize::from(engine.arch.depths[stage]) {
-            engine.block(stage, block, arena);
-        }
-    }
-    engine.head(arena, out);
-    Ok(())
+    };
+    Ok(next.or_else(|| cursor.next_place(engine.arch)))
 }
 
 fn half(model: &Model<'_>) -> bool {
     model.precision() == Precision::F16
 }
 
-/// The regions of one step, cut out of the arena.
+/// The regions of one part of the encoder, cut out of the arena.
 struct Arena<'a> {
     map: &'a mut [f32],
     hidden: &'a mut [f32],
     strip: &'a mut [f32],
     aside: &'a mut [f32],
-    panel: &'a mut [f32],
+    wide: &'a mut [f32],
 }
 
 impl<'a> Arena<'a> {
@@ -58,34 +76,47 @@ impl<'a> Arena<'a> {
         let (hidden, rest) = cut(rest, regions.hidden);
         let (strip, rest) = cut(rest, regions.strip);
         let (aside, rest) = cut(rest, regions.aside);
-        let (panel, _) = cut(rest, regions.panel);
-        Self { map, hidden, strip, aside, panel }
+        let (wide, _) = cut(rest, regions.wide);
+        Self { map, hidden, strip, aside, wide }
     }
 }
 
-/// Weights in panels of `[inputs, 8]`.
+/// Weights in panels of `[inputs, 16]`.
 #[derive(Clone, Copy)]
 enum Weights<'m> {
     F32(&'m [f32]),
     F16(&'m [u16]),
 }
 
-impl<'m> Weights<'m> {
-    /// Panel `index`, widened into `space` if need be.
-    fn panel<'s>(&self, index: usize, inputs: usize, space: &'s mut [f32]) -> &'s [f32]
-    where
-        'm: 's,
-    {
-        let range = index * inputs * PANEL..(index + 1) * inputs * PANEL;
-        match self {
-            Weights::F32(weights) => &weights[range],
-            Weights::F16(bits) => {
-                let space = &mut space[..inputs * PANEL];
-                widen_f16(&bits[range], space);
-                space
-            }
-        }
+/// Inputs of a dense layer: pixels panel by panel, once for each tap of a convolution.
+struct Input<'a> {
+    values: &'a [f32],
+    /// Where the first pixel begins, for each tap.
+    taps: &'a [usize],
+    /// Values from one panel to the next.
+    stride: usize,
+    /// Channels of a tap.
+    channels: usize,
+    pixels: usize,
+}
+
+impl Input<'_> {
+    /// Inputs `index` of the layer, in runs of up to [`PANEL`]; `None` past the last.
+    fn run(&self, index: usize) -> Option<Run> {
+        let panels = self.channels.div_ceil(PANEL);
+        let panel = index % panels;
+        let start = self.taps.get(index / panels)? + panel * self.stride;
+        Some(Run { start, len: PANEL.min(self.channels - panel * PANEL) })
     }
+}
+
+/// Where a dense layer writes.
+struct Output<'a> {
+    values: &'a mut [f32],
+    /// Values from one panel to the next.
+    stride: usize,
+    /// Whether to add to what is there.
+    add: bool,
 }
 
 struct Engine<'m> {
@@ -104,177 +135,275 @@ impl<'m> Engine<'m> {
         if self.half { Weights::F16(self.model.section(index)) } else { Weights::F32(self.model.section(index)) }
     }
 
-    /// Dense layer with the weight in section `index` and the bias after it: `input` `[pixels, inputs]` to `output` `[pixels, outputs]`.
-    fn dense(&self, index: usize, input: &[f32], inputs: usize, output: &mut [f32], panel: &mut [f32]) {
+    /// The weights of panel `panel` of a depthwise convolution with `taps` taps; in `wide` if they had to be widened.
+    fn taps<'s>(&self, weights: Weights<'m>, panel: usize, taps: usize, wide: &'s mut [f32]) -> &'s [f32]
+    where
+        'm: 's,
+    {
+        let range = panel * taps * PANEL..(panel + 1) * taps * PANEL;
+        match weights {
+            Weights::F32(weights) => &weights[range],
+            Weights::F16(bits) => {
+                let wide = &mut wide[..taps * PANEL];
+                (self.kernels.widen)(&bits[range], wide);
+                wide
+            }
+        }
+    }
+
+    /// Dense layer with the weight in section `index` and the bias after it. `after` is called with each panel of outputs once it is complete.
+    fn dense(
+        &self,
+        index: usize,
+        input: &Input<'_>,
+        output: Output<'_>,
+        wide: &mut [f32],
+        mut after: impl FnMut(usize, &mut [f32]),
+    ) {
         let (weights, bias) = (self.weights(index), self.vector(index + 1));
-        for (i, bias_of_panel) in bias.chunks(PANEL).enumerate() {
-            let panel = weights.panel(i, inputs, panel);
-            (self.kernels.dense)(input, inputs, panel, bias_of_panel, &mut output[i * PANEL..], bias.len());
+        let (panels, inputs) = (bias.len().div_ceil(PANEL), input.taps.len() * input.channels);
+        let (mut first_run, mut done) = (0, 0);
+        while done < inputs {
+            let mut runs = [Run::default(); RUNS];
+            let (mut count, mut len) = (0, 0);
+            while let Some(run) = input.run(first_run + count).filter(|_| count < RUNS) {
+                runs[count] = run;
+                len += run.len;
+                count += 1;
+            }
+            let mut panel = 0;
+            while panel < panels {
+                // Pairs, and three where the number is odd.
+                let left = panels - panel;
+                let group = if left % 2 == 1 { left.min(GROUP) } else { 2 };
+                let stride = inputs * PANEL;
+                let start = panel * stride + done * PANEL;
+                // The same inputs of the next panels, or else the next inputs of the first: a hint, so that they need not be there.
+                let after_this = if panel + group < panels { start + group * stride } else { (done + len) * PANEL };
+                let (weights, weight_stride, next) = match weights {
+                    Weights::F32(weights) => (&weights[start..], stride, weights.get(after_this..).unwrap_or(&[])),
+                    Weights::F16(bits) => {
+                        for (i, wide) in wide.chunks_exact_mut(len * PANEL).take(group).enumerate() {
+                            (self.kernels.widen)(&bits[start + i * stride..][..len * PANEL], wide);
+                        }
+                        (&*wide, len * PANEL, &[][..])
+                    }
+                };
+                let biases: [_; GROUP] = core::array::from_fn(|i| lanes(bias, panel + i));
+                let job = Dense {
+                    input: input.values,
+                    runs: &runs[..count],
+                    pixels: input.pixels,
+                    weights,
+                    weight_stride,
+                    next,
+                    panels: group,
+                    bias: if done == 0 { &biases[..group] } else { &[] },
+                    output_stride: output.stride,
+                    add: output.add || done > 0,
+                };
+                (self.kernels.dense)(&job, &mut output.values[panel * output.stride..]);
+                if done + len == inputs {
+                    for panel in panel..panel + group {
+                        after(panel, &mut output.values[panel * output.stride..][..input.pixels * PANEL]);
+                    }
+                }
+                panel += group;
+            }
+            first_run += count;
+            done += len;
         }
     }
 
     /// LayerNorm with the weight in section `index` and the bias after it.
-    fn norm(&self, index: usize, values: &mut [f32]) {
-        (self.kernels.layer_norm)(values, self.vector(index), self.vector(index + 1), self.arch.ln_eps);
+    fn norm(&self, index: usize, values: &mut [f32], pixels: usize, stride: usize) {
+        let norm = LayerNorm { weight: self.vector(index), bias: self.vector(index + 1), eps: self.arch.ln_eps };
+        (self.kernels.layer_norm)(&norm, values, pixels, stride);
     }
 
-    /// Tile to the map of stage 0, one row at a time: `k` rows of the initial convolution, normalised and activated, then one row of
-    /// the depthwise stem with kernel and stride `k`.
-    fn stem(&self, tile: &Tile<'_>, arena: &mut [f32]) {
-        let bands = self.model.bands();
-        let regions = FloatRegions::stem(self.arch, bands.len(), self.half);
-        let Arena { map, strip, aside, panel, .. } = Arena::split(arena, &regions);
-        let (grid, d, k, width) =
-            (self.arch.grids()[0], self.arch.dim(0), self.arch.stem_stride(), self.arch.initial_grid());
-        let padding = self.arch.stem_pad();
-        let (rows, patches) = aside.split_at_mut(aside.len() - 9 * width * bands.len());
-        for y in 0..grid {
-            for (ky, row) in strip.chunks_exact_mut(width * d).enumerate() {
-                // Rows in the stem's padding are skipped below.
-                if let Some(at) = (y * k + ky).checked_sub(padding).filter(|&at| at < width) {
-                    self.gather(tile, bands, at, rows, patches);
-                    self.dense(0, patches, 9 * bands.len(), row, panel);
-                    self.norm(2, row);
-                    (self.kernels.gelu)(row);
-                }
-            }
-            self.stem_row(y, strip, panel, &mut map[y * grid * d..(y + 1) * grid * d]);
+    /// One row of the map of stage 0: the rows of the initial convolution under the stem's kernel, normalised and activated, then the
+    /// depthwise stem with kernel and stride `k`, normalised.
+    ///
+    /// Rows of the tile stand in a ring, row `y` (counted with the padding) in slot `y % (k + 2)`, so that each is read once.
+    fn stem(&self, tile: &Tile<'_>, arena: &mut [f32], cursor: Cursor) -> Option<Cursor> {
+        let (arch, bands, y) = (self.arch, self.model.bands().len(), cursor.row);
+        let Arena { map, strip, aside: ring, wide, .. } =
+            Arena::split(arena, &FloatRegions::stem(arch, bands, self.half));
+        let (grid, k, width, padding) = (arch.grids()[0], arch.stem_stride(), arch.initial_grid(), arch.stem_pad());
+        let side = usize::from(arch.tile_size) + 2 * arch.initial_padding();
+        let slot = |row: usize| row % (k + 2) * side * padded(bands);
+        // The rows of the initial convolution that exist.
+        let rows = (y * k).saturating_sub(padding)..(y * k + k - padding).min(width);
+        for row in if y == 0 { 0 } else { rows.start + 2 }..rows.end + 2 {
+            self.normalise(tile, row, &mut ring[slot(row)..][..side * padded(bands)]);
         }
-        self.norm(6, map);
-    }
-
-    /// The 3x3 neighbourhoods of row `y` of the initial convolution, `[width, (row, column, band)]`, normalised.
-    fn gather(&self, tile: &Tile<'_>, bands: &[Band], y: usize, rows: &mut [f32], patches: &mut [f32]) {
-        let (side, padding) = (usize::from(self.arch.tile_size), self.arch.initial_padding());
-        let n = bands.len();
-        let padded = side + 2 * padding;
-        rows.fill(0.0);
-        for (ky, row) in rows.chunks_exact_mut(padded * n).enumerate() {
-            let Some(at) = (y + ky).checked_sub(padding).filter(|&at| at < side) else { continue };
-            for (b, band) in bands.iter().enumerate() {
-                let start = (b * side + at) * side;
-                for x in 0..side {
-                    let stored = tile.value(start + x).unwrap_or(f32::NAN);
-                    let missing = !stored.is_finite() || band.no_data == Some(stored);
-                    row[(x + padding) * n + b] = if missing { 0.0 } else { (stored - band.mean) / band.std };
-                }
+        for row in rows {
+            let taps: [usize; 9] = core::array::from_fn(|tap| slot(row + tap / 3) + tap % 3 * PANEL);
+            let input = Input { values: ring, taps: &taps, stride: side * PANEL, channels: bands, pixels: width };
+            // Of each panel, the row under the kernel's row.
+            let strip = &mut strip[(row + padding - y * k) * width * PANEL..];
+            let stride = k * width * PANEL;
+            self.dense(0, &input, Output { values: strip, stride, add: false }, wide, |_, _| {});
+            self.norm(2, strip, width, stride);
+            for panel in strip.chunks_mut(stride) {
+                (self.kernels.gelu)(&mut panel[..width * PANEL], width, &mut [0.0; PANEL]);
             }
         }
-        for (x, patch) in patches.chunks_exact_mut(9 * n).enumerate() {
-            for (part, row) in patch.chunks_exact_mut(3 * n).zip(rows.chunks_exact(padded * n)) {
-                part.copy_from_slice(&row[x * n..(x + 3) * n]);
-            }
-        }
-    }
-
-    /// One row of the depthwise stem from the `k` rows of the initial convolution that it covers.
-    fn stem_row(&self, y: usize, strip: &[f32], panel: &mut [f32], output: &mut [f32]) {
-        let (d, k, width) = (self.arch.dim(0), self.arch.stem_stride(), self.arch.initial_grid());
-        let padding = self.arch.stem_pad();
         let (weights, bias) = (self.weights(4), self.vector(5));
-        for (i, bias) in bias.chunks(PANEL).enumerate() {
-            let taps = weights.panel(i, k * k, panel).as_chunks::<PANEL>().0;
-            for (x, pixel) in output.chunks_exact_mut(d).enumerate() {
-                let mut acc = [0.0; PANEL];
-                for (tap, (ky, kx)) in taps.iter().zip((0..k * k).map(|t| (t / k, t % k))) {
-                    let row_exists = (y * k + ky).checked_sub(padding).is_some_and(|at| at < width);
-                    let Some(column) = (x * k + kx).checked_sub(padding).filter(|&at| at < width && row_exists) else {
-                        continue;
-                    };
-                    let at = (ky * width + column) * d + i * PANEL;
-                    for ((acc, &w), &v) in acc.iter_mut().zip(tap).zip(&strip[at..at + bias.len()]) {
-                        *acc += v * w;
-                    }
-                }
-                for ((out, &acc), &bias) in pixel[i * PANEL..].iter_mut().zip(&acc).zip(bias) {
-                    *out = acc + bias;
+        let stride = grid * grid * PANEL;
+        for (panel, rows) in strip.chunks_exact(k * width * PANEL).enumerate() {
+            let bias = &lanes(bias, panel);
+            let weights = self.taps(weights, panel, k * k, wide);
+            let job = Stem { input: rows, width, first: y * k, kernel: k, padding, weights, bias };
+            (self.kernels.stem)(&job, &mut map[panel * stride + y * grid * PANEL..][..grid * PANEL]);
+        }
+        self.norm(6, &mut map[y * grid * PANEL..], grid, stride);
+        (y + 1 < grid).then_some(cursor.at_row(y + 1))
+    }
+
+    /// Row `y` of the tile (counted with the padding), normalised, into `[panels of bands, padded side, 16]`.
+    fn normalise(&self, tile: &Tile<'_>, y: usize, row: &mut [f32]) {
+        /// Pixels at a time.
+        const RUN: usize = 16;
+        let (side, padding) = (usize::from(self.arch.tile_size), self.arch.initial_padding());
+        row.fill(0.0);
+        let Some(y) = y.checked_sub(padding).filter(|&y| y < side) else { return };
+        let panel = (side + 2 * padding) * PANEL;
+        for (b, band) in self.model.bands().iter().enumerate() {
+            let start = (b * side + y) * side;
+            for x in (0..side).step_by(RUN) {
+                let mut stored = [f32::NAN; RUN];
+                let n = RUN.min(side - x);
+                tile.read(start + x, &mut stored[..n]);
+                let values = stored.map(|stored| {
+                    let missing = !stored.is_finite() || band.no_data == Some(stored);
+                    if missing { 0.0 } else { (stored - band.mean) / band.std }
+                });
+                let places = row[b / PANEL * panel + (x + padding) * PANEL..].chunks_exact_mut(PANEL);
+                for (place, value) in places.zip(&values[..n]) {
+                    place[b % PANEL] = *value;
                 }
             }
         }
     }
 
-    /// LayerNorm, then a 2x2 convolution of stride 2; an odd last row or column is dropped.
-    fn downsample(&self, stage: usize, arena: &mut [f32]) {
-        let Arena { map, hidden, strip, panel, .. } =
+    /// A strip of a downsampling: LayerNorm, then a 2x2 convolution of stride 2; an odd last row or column is dropped.
+    fn downsample(&self, stage: usize, arena: &mut [f32], cursor: Cursor) -> Option<Cursor> {
+        let Arena { map, hidden, strip, wide, .. } =
             Arena::split(arena, &FloatRegions::downsample(self.arch, stage, self.half));
         let first = stage_start(self.arch, stage);
         let (side, grid) = (self.arch.grids()[stage - 1], self.arch.grids()[stage]);
-        let (before, d) = (self.arch.dim(stage - 1), self.arch.dim(stage));
-        let rows = strip_rows(grid);
-        for (i, output) in hidden.chunks_mut(rows * grid * d).enumerate() {
-            let pixels = output.len() / d;
-            let patches = &mut strip[..pixels * 4 * before];
-            for (p, patch) in patches.chunks_exact_mut(4 * before).enumerate() {
-                let (y, x) = (2 * (i * rows + p / grid), 2 * (p % grid));
-                for (ky, pair) in patch.chunks_exact_mut(2 * before).enumerate() {
-                    let at = ((y + ky) * side + x) * before;
-                    pair.copy_from_slice(&map[at..at + 2 * before]);
+        let (channels, panels) = (self.arch.dim(stage - 1), padded(self.arch.dim(stage - 1)) / PANEL);
+        let rows = strip_rows(grid).min(grid - cursor.row);
+        let pixels = rows * grid;
+        // [tap, panel, pixel, 16]
+        let patches = &mut strip[..4 * panels * pixels * PANEL];
+        for (i, patch) in patches.chunks_exact_mut(pixels * PANEL).enumerate() {
+            let (tap, panel) = (i / panels, i % panels);
+            for (row, patch) in patch.chunks_exact_mut(grid * PANEL).enumerate() {
+                let at = (2 * (cursor.row + row) + tap / 2) * side + tap % 2;
+                let from = map[(panel * side * side + at) * PANEL..].as_chunks::<PANEL>().0;
+                for (to, from) in patch.as_chunks_mut::<PANEL>().0.iter_mut().zip(from.iter().step_by(2)) {
+                    *to = *from;
                 }
             }
-            self.norm(first, patches);
-            self.dense(first + 2, patches, 4 * before, output, panel);
         }
-        // The result may be larger than the map that it replaces.
-        let len = hidden.len();
-        let start = round(map.len());
-        arena.copy_within(start..start + len, 0);
+        let stride = pixels * PANEL;
+        let taps = [0, 1, 2, 3].map(|tap| tap * panels * stride);
+        for tap in taps {
+            self.norm(first, &mut patches[tap..], pixels, stride);
+        }
+        let input = Input { values: patches, taps: &taps, stride, channels, pixels };
+        let output =
+            Output { values: &mut hidden[cursor.row * grid * PANEL..], stride: grid * grid * PANEL, add: false };
+        self.dense(first + 2, &input, output, wide, |_, _| {});
+        let next = cursor.row + rows;
+        Some(if next < grid { cursor.at_row(next) } else { cursor.next_pass() })
     }
 
-    /// `x + pointwise2(GRN(GELU(pointwise1(LN(depthwise(x))))))`, the map in place.
-    fn block(&self, stage: usize, block: usize, arena: &mut [f32]) {
-        let Arena { map, hidden, strip, aside, panel } =
+    /// A panel of a downsampling's result, over the map that it replaces.
+    fn replace(&self, stage: usize, arena: &mut [f32], cursor: Cursor) -> Option<Cursor> {
+        let regions = FloatRegions::downsample(self.arch, stage, self.half);
+        let panel = self.arch.grids()[stage] * self.arch.grids()[stage] * PANEL;
+        // The result may be larger than the map.
+        let start = cursor.row * panel;
+        let from = round(regions.map) + start;
+        arena.copy_within(from..from + panel, start);
+        (start + panel < regions.hidden).then_some(cursor.at_row(cursor.row + 1))
+    }
+
+    /// A strip of a block's first pass: `GELU(pointwise1(LN(depthwise(x))))`, into the hidden map; the map stays as it is until the
+    /// whole hidden map is known.
+    fn expand(&self, stage: usize, block: usize, arena: &mut [f32], cursor: Cursor) -> Option<Cursor> {
+        let Arena { map, hidden, strip, aside: squares, wide } =
             Arena::split(arena, &FloatRegions::block(self.arch, stage, self.half));
         let first = block_start(self.arch, stage, block);
-        let (grid, d) = (self.arch.grids()[stage], self.arch.dim(stage));
-        let rows = strip_rows(grid);
-        let (squares, partial) = aside.split_at_mut(4 * d);
-        squares.fill(0.0);
-
-        // The map stays as it is until the whole hidden map is known.
-        for (i, hidden) in hidden.chunks_mut(rows * grid * 4 * d).enumerate() {
-            let strip = &mut strip[..hidden.len() / 4];
-            self.depthwise(first, Map { values: map, side: grid, channels: d }, i * rows, strip, panel);
-            self.norm(first + 2, strip);
-            self.dense(first + 4, strip, d, hidden, panel);
-            (self.kernels.gelu)(hidden);
-            partial.fill(0.0);
-            (self.kernels.add_squares)(hidden, partial);
-            squares.iter_mut().zip(&*partial).for_each(|(sum, &v)| *sum += v);
+        let (grid, channels) = (self.arch.grids()[stage], self.arch.dim(stage));
+        let rows = strip_rows(grid).min(grid - cursor.row);
+        let pixels = rows * grid;
+        let stride = pixels * PANEL;
+        let strip = &mut strip[..padded(channels) * pixels];
+        if cursor.row == 0 {
+            squares.fill(0.0);
         }
-
-        let multiplier = squares;
-        multiplier.iter_mut().for_each(|v| *v = libm::sqrtf(*v));
-        let mean = sum(multiplier, |v| v) / (4 * d) as f32;
-        for (m, &gamma) in multiplier.iter_mut().zip(self.vector(first + 6)) {
-            *m = 1.0 + gamma * (*m / (mean + self.arch.grn_eps));
+        let (weights, bias) = (self.weights(first), self.vector(first + 1));
+        for (panel, output) in strip.chunks_exact_mut(stride).enumerate() {
+            let bias = &lanes(bias, panel);
+            let weights = self.taps(weights, panel, 49, wide);
+            let input = &map[panel * grid * grid * PANEL..];
+            let job = Depthwise { input, side: grid, first: cursor.row, rows, weights, bias };
+            (self.kernels.depthwise)(&job, output);
         }
-        for (hidden, map) in hidden.chunks_mut(rows * grid * 4 * d).zip(map.chunks_mut(rows * grid * d)) {
-            (self.kernels.scale)(hidden, multiplier, self.vector(first + 7));
-            let strip = &mut strip[..map.len()];
-            self.dense(first + 8, hidden, 4 * d, strip, panel);
-            map.iter_mut().zip(&*strip).for_each(|(x, &v)| *x += v);
-        }
+        self.norm(first + 2, strip, pixels, stride);
+        let width = padded(4 * channels);
+        let hidden = &mut hidden[cursor.row * grid * width..][..pixels * width];
+        let input = Input { values: strip, taps: &[0], stride, channels, pixels };
+        let output = Output { values: hidden, stride, add: false };
+        let squares = squares.as_chunks_mut::<PANEL>().0;
+        self.dense(first + 4, &input, output, wide, |panel, values| {
+            (self.kernels.gelu)(values, grid, &mut squares[panel]);
+        });
+        let next = cursor.row + rows;
+        Some(if next < grid { cursor.at_row(next) } else { cursor.next_pass().at_row(cursor.row) })
     }
 
-    /// Depthwise convolution of the rows of `strip`, the first of which is row `y` of the map.
-    fn depthwise(&self, index: usize, map: Map<'_>, y: usize, strip: &mut [f32], panel: &mut [f32]) {
-        let (weights, bias) = (self.weights(index), self.vector(index + 1));
-        for (i, bias) in bias.chunks(PANEL).enumerate() {
-            let panel = weights.panel(i, 49, panel);
-            for (row, output) in strip.chunks_exact_mut(map.side * map.channels).enumerate() {
-                (self.kernels.depthwise)(map, y + row, i * PANEL, panel, bias, output);
-            }
+    /// A strip of a block's second pass: `x += pointwise2(GRN(hidden))`. From the last strip to the first, because what the first pass wrote last is
+    /// still in cache.
+    fn project(&self, stage: usize, block: usize, arena: &mut [f32], cursor: Cursor) -> Option<Cursor> {
+        let Arena { map, hidden, aside: multiplier, wide, .. } =
+            Arena::split(arena, &FloatRegions::block(self.arch, stage, self.half));
+        let first = block_start(self.arch, stage, block);
+        let (grid, channels) = (self.arch.grids()[stage], 4 * self.arch.dim(stage));
+        let rows = strip_rows(grid);
+        let rows_here = rows.min(grid - cursor.row);
+        if cursor.row + rows_here == grid {
+            (self.kernels.grn)(multiplier, self.vector(first + 6), self.arch.grn_eps);
         }
+        let pixels = rows_here * grid;
+        let width = padded(channels);
+        let hidden = &mut hidden[cursor.row * grid * width..][..pixels * width];
+        (self.kernels.scale)(hidden, multiplier, self.vector(first + 7));
+        let input = Input { values: hidden, taps: &[0], stride: pixels * PANEL, channels, pixels };
+        let values = &mut map[cursor.row * grid * PANEL..];
+        self.dense(first + 8, &input, Output { values, stride: grid * grid * PANEL, add: true }, wide, |_, _| {});
+        Some(cursor.at_row(cursor.row.checked_sub(rows)?))
     }
 
     /// Global mean, then LayerNorm.
-    fn head(&self, arena: &[f32], out: &mut [f32]) {
-        let grid = self.arch.grids()[STAGES - 1];
-        out.fill(0.0);
-        for pixel in arena[..grid * grid * out.len()].chunks_exact(out.len()) {
-            out.iter_mut().zip(pixel).for_each(|(sum, &v)| *sum += v);
+    fn head(&self, arena: &mut [f32], out: &mut [f32]) {
+        let pixels = self.arch.grids()[STAGES - 1] * self.arch.grids()[STAGES - 1];
+        let map = &mut arena[..padded(out.len()) * pixels];
+        for panel in map.chunks_exact_mut(pixels * PANEL) {
+            let mut sums = [0.0; PANEL];
+            for pixel in panel.as_chunks::<PANEL>().0 {
+                sums.iter_mut().zip(pixel).for_each(|(sum, &v)| *sum += v);
+            }
+            // In place of the first pixel.
+            panel[..PANEL].copy_from_slice(&sums.map(|sum| sum / pixels as f32));
         }
-        out.iter_mut().for_each(|v| *v /= (grid * grid) as f32);
-        self.norm(head_start(self.arch), out);
+        self.norm(head_start(self.arch), map, 1, pixels * PANEL);
+        for (out, panel) in out.chunks_mut(PANEL).zip(map.chunks_exact(pixels * PANEL)) {
+            out.copy_from_slice(&panel[..out.len()]);
+        }
     }
 }

@@ -82,18 +82,18 @@ impl<'m> Engine<'m> {
         let next = match at.place {
             Place::Stem => {
                 self.stem(tile, Buffers::cut(arena, &Int8Regions::stem(arch, self.model.bands().len()))?, at.row)?;
-                Cursor { row: at.row + 1, ..at }
+                at.at_row(at.row + 1)
             }
             Place::Downsample { stage } => {
                 let stage = usize::from(stage);
                 self.downsample(stage, Buffers::cut(arena, &Int8Regions::downsample(arch, stage))?, at.row)?;
-                Cursor { row: at.row + 1, ..at }
+                at.at_row(at.row + 1)
             }
             Place::Block { stage, block } => {
                 let (stage, block) = (usize::from(stage), usize::from(block));
                 let regions = Int8Regions::block(arch, stage, self.passes(stage));
                 self.block(stage, block, Buffers::cut(arena, &regions)?, at)?;
-                Cursor { row: at.row + 1, ..at }
+                at.at_row(at.row + 1)
             }
             Place::Head => {
                 self.head(Buffers::cut(arena, &Int8Regions::head(arch))?, out)?;
@@ -119,8 +119,8 @@ impl<'m> Engine<'m> {
             return at;
         }
         match at.place {
-            Place::Block { .. } if at.pass == 0 => Cursor { pass: 1, row: 0, ..at },
-            place => Cursor::after(arch, place),
+            Place::Block { .. } if at.pass == 0 => at.next_pass(),
+            _ => at.next_place(arch).unwrap_or(at),
         }
     }
 

@@ -1,6 +1,6 @@
 //! A tile, a model and an arena in; an embedding out.
 //!
-//! Inside the encoder maps are `[height, width, channels]`. The engine is chosen by the model's precision: `float.rs` for f32 and f16,
+//! The engine is chosen by the model's precision: `float.rs` for f32 and f16,
 //! `int8.rs` for int8.
 
 mod arena;
@@ -224,7 +224,7 @@ impl<'m> Encoder<'m> {
         let Some(arena) = arena.get_mut(..needed) else {
             return Err(EmbedError::ArenaTooSmall { found, needed });
         };
-        Ok(Run { encoder: *self, tile, arena, embedding, at: Some(Cursor::FIRST) })
+        Ok(Run { encoder: *self, tile, arena, embedding, at: Some(Cursor::START) })
     }
 
     /// Takes up a run where another with the same tile and arena stood ([`Run::cursor`]).
@@ -274,8 +274,8 @@ impl Run<'_, '_> {
             self.at = match self.encoder.model.precision() {
                 Precision::Int8 => self.encoder.int8().step(&self.tile, self.arena, at, self.embedding)?,
                 Precision::F32 | Precision::F16 => {
-                    float::embed(self.encoder.model, &self.tile, self.arena, self.embedding)?;
-                    None
+                    let Encoder { model, float, .. } = self.encoder;
+                    float::step(model, float, &self.tile, self.arena, at, self.embedding)?
                 }
             };
         }

@@ -1,8 +1,8 @@
-//! The inner loops. In each file the scalar versions are the specification; a faster set for an instruction set must agree with them
-//! (integers: to the bit; floats: to the bit too, because the order of the sums is fixed).
+//! The inner loops. The integer kernels of every instruction set agree with the scalar ones, which are the specification, to the bit; the
+//! float kernels agree within the bounds that each states.
 
 #[cfg(target_arch = "x86_64")]
-mod cpu;
+pub(crate) mod cpu;
 pub mod crc;
 pub mod fixed;
 pub mod float;

@@ -1,12 +1,11 @@
 //! Which sections an f32 or f16 model has.
 //!
-//! All maps are `[height, width, channels]` in the runtime, and weights are stored in the order in which the kernels read
-//! them. A *panel* is a group of [`PANEL`] output channels; the last panel of a tensor is filled with zeros.
+//! All maps are `[panels, height, width, 16]` in the runtime, and weights are stored in the order in which the kernels read them. A *panel* is a group of [`PANEL`] output channels; the last panel of a tensor is filled with zeros.
 //!
 //! | tensor | shape | element (...) at |
 //! | --- | --- | --- |
-//! | dense weight (`n` outputs, `k` inputs) | `[panels, k, 8]` | output `o`, input `i`: `(o / 8 * k + i) * 8 + o % 8` |
-//! | depthwise weight (`c` channels, `t` taps) | `[panels, t, 8]` | channel `c`, tap `i`: `(c / 8 * t + i) * 8 + c % 8` |
+//! | dense weight (`n` outputs, `k` inputs) | `[panels, k, 16]` | output `o`, input `i`: `(o / 16 * k + i) * 16 + o % 16` |
+//! | depthwise weight (`c` channels, `t` taps) | `[panels, t, 16]` | channel `c`, tap `i`: `(c / 16 * t + i) * 16 + c % 16` |
 //! | everything else | `[channels]` | channel |
 //!
 //! Inputs of the initial 3x3 convolution are ordered `(row, column, band)`, those of a 2x2 downsampling `(row, column, channel)`,
@@ -15,7 +14,7 @@
 use super::{Architecture, Dtype, Place, STAGES, SectionSpec};
 
 /// Output channels that stand side by side in a weight tensor.
-pub const PANEL: usize = 8;
+pub const PANEL: usize = 16;
 
 /// Sections of the stem.
 pub const STEM_SECTIONS: usize = 8;

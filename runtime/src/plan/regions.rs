@@ -85,7 +85,7 @@ fn float(arch: &Architecture, bands: usize, precision: Precision, place: Place) 
         Place::Block { stage, .. } => FloatRegions::block(arch, stage.into(), half),
         Place::Head => {
             let map = FloatRegions::block(arch, STAGES - 1, half).map;
-            FloatRegions { map, hidden: 0, strip: 0, aside: 0, panel: 0 }
+            FloatRegions { map, hidden: 0, strip: 0, aside: 0, wide: 0 }
         }
     };
     let bytes = |floats: usize| floats.saturating_mul(size_of::<f32>());
@@ -94,7 +94,7 @@ fn float(arch: &Architecture, bands: usize, precision: Precision, place: Place) 
         ("hidden", bytes(regions.hidden)),
         ("strip", bytes(regions.strip)),
         ("aside", bytes(regions.aside)),
-        ("panel", bytes(regions.panel)),
+        ("wide", bytes(regions.wide)),
         ("", 0),
         ("", 0),
         ("", 0),

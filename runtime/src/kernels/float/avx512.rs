@@ -1,0 +1,376 @@
+//! AVX-512F: 16 lanes, 32 registers, fused multiply-add.
+//!
+//! **Dense.** 2 panels by up to 14 pixels: 28 accumulators, 2 registers of weights, 1 input; for 28 multiply-adds there are 16 loads, so the
+//! two multiply-add ports are the limit (two loads a cycle would do 28). Three panels at once by up to 9 pixels where their number is
+//! odd: a lone panel by 14 would load 15 times for 14 multiply-adds.
+//!
+//! **Depthwise.** Two rows by up to 8 outputs: 16 accumulators and 2 x 7 weights, 14 loads of inputs for up to 112 multiply-adds.
+//!
+//! **LayerNorm.** 16 pixels at a time: their 16 sums are brought into one register by a tree of 15 additions, so that the root and the division
+//! are done once for all.
+//!
+//! **GELU.** `F(|x|) - 1/2` by a cubic for each of 32 intervals of width [`STEP`]; the coefficients of an interval are picked from two registers by one permutation each.
+//! No division, 14 instructions.
+#![allow(unsafe_code)]
+
+use core::arch::x86_64::*;
+
+use super::vector::Vector;
+use super::{Dense, Depthwise, FloatKernels, LayerNorm, PANEL, Stem, shared, widen_f16};
+
+/// Kernels for AVX-512F.
+pub(super) static AVX512: FloatKernels = FloatKernels {
+    name: "avx512",
+    dense: |job, output| {
+        // SAFETY: this set is handed out only after its instructions were found.
+        unsafe { dense(job, output) }
+    },
+    depthwise: |job, output| {
+        // SAFETY: as above.
+        unsafe { depthwise(job, output) }
+    },
+    stem: |job, output| {
+        // SAFETY: as above.
+        unsafe { stem(job, output) }
+    },
+    layer_norm: |norm, values, pixels, stride| {
+        // SAFETY: as above.
+        unsafe { layer_norm(norm, values, pixels, stride) }
+    },
+    gelu: |values, row, sums| {
+        // SAFETY: as above.
+        unsafe { gelu(values, row, sums) }
+    },
+    grn: |squares, gamma, eps| {
+        // SAFETY: as above.
+        unsafe { grn(squares, gamma, eps) }
+    },
+    scale: |values, multiplier, offset| {
+        // SAFETY: as above.
+        unsafe { scale(values, multiplier, offset) }
+    },
+    widen: |bits, values| {
+        // SAFETY: as above.
+        unsafe { widen(bits, values) }
+    },
+};
+
+/// One zmm register.
+#[derive(Clone, Copy)]
+struct Zmm(__m512);
+
+/// An operation on registers alone.
+macro_rules! registers {
+    ($operation:expr) => {
+        // SAFETY: a value of this type exists only where the instructions do (see `Vector::load`), and no memory is touched.
+        unsafe { $operation }
+    };
+}
+
+// SAFETY: load and store are unaligned and of 16 values.
+unsafe impl Vector for Zmm {
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    unsafe fn load(at: *const f32) -> Self {
+        // SAFETY: the caller vouches for 16 values and the instructions.
+        Zmm(unsafe { _mm512_loadu_ps(at) })
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: the caller vouches for the instructions.
+        Zmm(unsafe { _mm512_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32) {
+        // SAFETY: the caller vouches for 16 values.
+        unsafe { _mm512_storeu_ps(at, self.0) }
+    }
+
+    #[inline(always)]
+    fn prefetch(at: *const f32) {
+        // SAFETY: a prefetch never faults, and every x86-64 has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Zmm(registers!(_mm512_add_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Zmm(registers!(_mm512_sub_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Zmm(registers!(_mm512_mul_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        Zmm(registers!(_mm512_div_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        Zmm(registers!(_mm512_fmadd_ps(self.0, factor.0, term.0)))
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Zmm(registers!(_mm512_sqrt_ps(self.0)))
+    }
+
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Zmm(registers!(_mm512_abs_ps(self.0)))
+    }
+
+    #[inline(always)]
+    fn where_less(self, of: Self, limit: Self, other: Self) -> Self {
+        Zmm(registers!(_mm512_mask_blend_ps(_mm512_cmplt_ps_mask(of.0, limit.0), other.0, self.0)))
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        registers!(_mm512_reduce_add_ps(self.0))
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn dense(job: &Dense<'_>, output: &mut [f32]) {
+    match job.panels {
+        1 => shared::tiles!(Zmm, 1, 1: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14], job, output),
+        2 => shared::tiles!(Zmm, 2, 2: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14], job, output),
+        _ => shared::tiles!(Zmm, 3, 3: [1, 2, 3, 4, 5, 6, 7, 8, 9], job, output),
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn depthwise(job: &Depthwise<'_>, output: &mut [f32]) {
+    shared::blocks!(Zmm, 2: [1, 2, 3, 4, 5, 6, 7, 8], job, output);
+}
+
+#[target_feature(enable = "avx512f")]
+fn stem(job: &Stem<'_>, output: &mut [f32]) {
+    // SAFETY: this function has the instructions.
+    unsafe { shared::stem::<Zmm>(job, output) }
+}
+
+/// Pixels whose statistics share a register.
+const PIXELS: usize = 16;
+
+#[target_feature(enable = "avx512f")]
+fn layer_norm(norm: &LayerNorm<'_>, values: &mut [f32], pixels: usize, stride: usize) {
+    norm.check(values, pixels, stride);
+    for first in (0..pixels).step_by(PIXELS) {
+        let values = &mut values[first * PANEL..];
+        match PIXELS.min(pixels - first) {
+            // SAFETY: these pixels exist and were checked; this function has the instructions.
+            PIXELS => unsafe { layer_norm_of(norm, values, stride, PIXELS) },
+            // SAFETY: as above.
+            count => unsafe { layer_norm_of(norm, values, stride, count) },
+        }
+    }
+}
+
+/// LayerNorm of the first `count` pixels, at most [`PIXELS`]. Where there are fewer, the last one's statistics are computed several times.
+///
+/// # Safety
+/// `values` has `count` pixels, at least one, and was checked; the processor has AVX-512F.
+#[inline(always)]
+unsafe fn layer_norm_of(norm: &LayerNorm<'_>, values: &mut [f32], stride: usize, count: usize) {
+    let channels = norm.weight.len();
+    let panels = channels.div_ceil(PANEL);
+    let last = 0xffff >> (panels * PANEL - channels);
+    // SAFETY: panels of pixels below `count` were checked, weight and bias are read under the mask of their channels; the
+    // caller vouches for the instructions.
+    unsafe {
+        let at = values.as_mut_ptr();
+        let (n, eps) = (_mm512_set1_ps(channels as f32), _mm512_set1_ps(norm.eps));
+        let mask = |panel: usize| if panel + 1 < panels { 0xffff } else { last };
+        let pixel = |p: usize| p.min(count - 1) * PANEL;
+
+        let mut sums = [_mm512_setzero_ps(); PIXELS];
+        for panel in 0..panels {
+            for p in 0..PIXELS {
+                sums[p] = _mm512_add_ps(sums[p], _mm512_loadu_ps(at.add(panel * stride + pixel(p))));
+            }
+        }
+        let mut mean = [0.0; PIXELS];
+        _mm512_storeu_ps(mean.as_mut_ptr(), _mm512_div_ps(sum_each(sums), n));
+
+        let mut squares = [_mm512_setzero_ps(); PIXELS];
+        for panel in 0..panels {
+            for p in 0..PIXELS {
+                let v = _mm512_loadu_ps(at.add(panel * stride + pixel(p)));
+                let deviation = _mm512_maskz_sub_ps(mask(panel), v, _mm512_set1_ps(mean[p]));
+                squares[p] = _mm512_fmadd_ps(deviation, deviation, squares[p]);
+            }
+        }
+        let variance = _mm512_div_ps(sum_each(squares), n);
+        let mut scale = [0.0; PIXELS];
+        let root = _mm512_sqrt_ps(_mm512_add_ps(variance, eps));
+        _mm512_storeu_ps(scale.as_mut_ptr(), _mm512_div_ps(_mm512_set1_ps(1.0), root));
+
+        for panel in 0..panels {
+            let weight = _mm512_maskz_loadu_ps(mask(panel), norm.weight.as_ptr().add(panel * PANEL));
+            let bias = _mm512_maskz_loadu_ps(mask(panel), norm.bias.as_ptr().add(panel * PANEL));
+            for p in 0..count {
+                let at = at.add(panel * stride + p * PANEL);
+                let deviation = _mm512_sub_ps(_mm512_loadu_ps(at), _mm512_set1_ps(mean[p]));
+                let scaled = _mm512_mul_ps(deviation, _mm512_set1_ps(scale[p]));
+                _mm512_storeu_ps(at, _mm512_fmadd_ps(scaled, weight, bias));
+            }
+        }
+    }
+}
+
+/// The sum of each of 16 registers: that of register `i` in lane `i`.
+///
+/// # Safety
+/// The processor has AVX-512F.
+#[inline(always)]
+unsafe fn sum_each(v: [__m512; PIXELS]) -> __m512 {
+    // SAFETY: no memory is touched; the caller vouches for the instructions.
+    unsafe {
+        // Macros, since a closure would be compiled without the instructions. Two registers a and b: in each quarter
+        // a0 + a2, b0 + b2, a1 + a3, b1 + b3.
+        macro_rules! pair {
+            ($i:expr) => {
+                _mm512_castps_pd(_mm512_add_ps(
+                    _mm512_unpacklo_ps(v[$i], v[$i + 1]),
+                    _mm512_unpackhi_ps(v[$i], v[$i + 1]),
+                ))
+            };
+        }
+        // Four: in each quarter the quarter's sum of each.
+        macro_rules! four {
+            ($i:expr) => {{
+                let (a, b) = (pair!($i), pair!($i + 2));
+                let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+                _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+            }};
+        }
+        // Eight: the first four in the first half, in two quarters to be added; the second four in the second.
+        macro_rules! eight {
+            ($i:expr) => {{
+                let (a, b) = (four!($i), four!($i + 4));
+                _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
+            }};
+        }
+        let (a, b) = (eight!(0), eight!(8));
+        _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b))
+    }
+}
+
+/// Width of an interval; interval `i` is centred at `i * STEP`, and the last one is the tail, where the distribution function is 1.
+const STEP: f32 = 0.18;
+/// Coefficients, from the constant upward, of the cubics in `|x| - i * STEP`, fitted for this project to the normal distribution function less 1/2.
+#[rustfmt::skip]
+const CUBICS: [[f32; 32]; 4] = [
+    [
+        -2.535896160e-09, 7.142365724e-02, 1.405763030e-01, 2.054013163e-01,
+        2.642373145e-01, 3.159396946e-01, 3.599287570e-01, 3.961652219e-01,
+        4.250662327e-01, 4.473838508e-01, 4.640696943e-01, 4.761482775e-01,
+        4.846137166e-01, 4.903581738e-01, 4.941323102e-01, 4.965330660e-01,
+        4.980116487e-01, 4.988933504e-01, 4.994023740e-01, 4.996868968e-01,
+        4.998408854e-01, 4.999215901e-01, 4.999625385e-01, 4.999826252e-01,
+        4.999921918e-01, 4.999966025e-01, 4.999985695e-01, 4.999994040e-01,
+        4.999997616e-01, 4.999999106e-01, 4.999999702e-01, 5.000000000e-01,
+    ],
+    [
+        3.989429176e-01, 3.925299644e-01, 3.739092648e-01, 3.448169231e-01,
+        3.078504503e-01, 2.660847306e-01, 2.226532400e-01, 1.803711057e-01,
+        1.414600313e-01, 1.074062064e-01, 7.895030081e-02, 5.618327484e-02,
+        3.870695457e-02, 2.581663989e-02, 1.667013392e-02, 1.042094547e-02,
+        6.306722760e-03, 3.695123130e-03, 2.095957985e-03, 1.150971861e-03,
+        6.118926103e-04, 3.149299882e-04, 1.569210290e-04, 7.569661830e-05,
+        3.535085852e-05, 1.598274866e-05, 6.995696367e-06, 2.964410669e-06,
+        1.216112082e-06, 4.829882982e-07, 1.857065541e-07, 0.000000000e+00,
+    ],
+    [
+        -2.438164120e-05, -3.526153415e-02, -6.717542559e-02, -9.293182194e-02,
+        -1.106415689e-01, -1.195618361e-01, -1.200843453e-01, -1.135256067e-01,
+        -1.017874926e-01, -8.697681874e-02, -7.106649876e-02, -5.565574765e-02,
+        -4.185030982e-02, -3.025580011e-02, -2.105178870e-02, -1.410898194e-02,
+        -9.114138782e-03, -5.677845795e-03, -3.412667196e-03, -1.979746390e-03,
+        -1.108838245e-03, -5.997737753e-04, -3.133780265e-04, -1.581973047e-04,
+        -7.717125118e-05, -3.638354610e-05, -1.658084875e-05, -7.304881365e-06,
+        -3.111508931e-06, -1.281510663e-06, -5.103925105e-07, 0.000000000e+00,
+    ],
+    [
+        -6.621289253e-02, -6.297901273e-02, -5.397345498e-02, -4.050651938e-02,
+        -2.457604744e-02, -8.359982632e-03, 6.184468511e-03, 1.763432100e-02,
+        2.526050620e-02, 2.902163751e-02, 2.942422591e-02, 2.730821073e-02,
+        2.362379245e-02, 1.924697869e-02, 1.486465707e-02, 1.093013585e-02,
+        7.675713859e-03, 5.159694701e-03, 3.325777594e-03, 2.058319049e-03,
+        1.224471023e-03, 7.007747772e-04, 3.861125442e-04, 2.049339819e-04,
+        1.048325648e-04, 5.170707300e-05, 2.460009819e-05, 1.129251723e-05,
+        5.003053957e-06, 2.139817070e-06, 8.837090490e-07, 0.000000000e+00,
+    ],
+];
+
+#[target_feature(enable = "avx512f")]
+fn gelu(values: &mut [f32], row: usize, sums: &mut [f32; PANEL]) {
+    // SAFETY: the coefficients are two registers each; pixels and sums are one register each.
+    unsafe {
+        let table = |i: usize| (_mm512_loadu_ps(CUBICS[i].as_ptr()), _mm512_loadu_ps(CUBICS[i].as_ptr().add(16)));
+        let tables = [table(0), table(1), table(2), table(3)];
+        // Adding 2^23 rounds to an integer, which then stands in the lowest bits.
+        let integer = _mm512_set1_ps(8_388_608.0);
+        let (step, per_step) = (_mm512_set1_ps(STEP), _mm512_set1_ps(1.0 / STEP));
+        let (limit, half) = (_mm512_set1_ps(31.0 * STEP), _mm512_set1_ps(0.5));
+        for row in values.chunks_mut((row * PANEL).max(PANEL)) {
+            let mut squares = _mm512_setzero_ps();
+            for pixel in row.as_chunks_mut::<PANEL>().0 {
+                let x = _mm512_loadu_ps(pixel.as_ptr());
+                let a = _mm512_abs_ps(x);
+                let inside = _mm512_min_ps(a, limit);
+                let rounded = _mm512_fmadd_ps(inside, per_step, integer);
+                let r = _mm512_fnmadd_ps(_mm512_sub_ps(rounded, integer), step, inside);
+                let interval = _mm512_castps_si512(rounded);
+                macro_rules! pick {
+                    ($i:literal) => {
+                        _mm512_permutex2var_ps(tables[$i].0, interval, tables[$i].1)
+                    };
+                }
+                let p = _mm512_fmadd_ps(pick!(3), r, pick!(2));
+                let p = _mm512_fmadd_ps(p, r, pick!(1));
+                let p = _mm512_fmadd_ps(p, r, pick!(0));
+                let y = _mm512_fmadd_ps(a, p, _mm512_mul_ps(x, half));
+                squares = _mm512_fmadd_ps(y, y, squares);
+                _mm512_storeu_ps(pixel.as_mut_ptr(), y);
+            }
+            let sum = _mm512_add_ps(_mm512_loadu_ps(sums.as_ptr()), squares);
+            _mm512_storeu_ps(sums.as_mut_ptr(), sum);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn grn(squares: &mut [f32], gamma: &[f32], eps: f32) {
+    // SAFETY: this function has the instructions.
+    unsafe { shared::grn::<Zmm>(squares, gamma, eps) }
+}
+
+#[target_feature(enable = "avx512f")]
+fn scale(values: &mut [f32], multiplier: &[f32], offset: &[f32]) {
+    // SAFETY: this function has the instructions.
+    unsafe { shared::scale::<Zmm>(values, multiplier, offset) }
+}
+
+#[target_feature(enable = "avx512f")]
+fn widen(bits: &[u16], values: &mut [f32]) {
+    let (bits, odd_bits) = bits.as_chunks::<16>();
+    let (values, odd_values) = values.as_chunks_mut::<16>();
+    for (bits, values) in bits.iter().zip(values) {
+        // SAFETY: 32 bytes are read from `bits` and 64 written to `values`, which have them.
+        unsafe { _mm512_storeu_ps(values.as_mut_ptr(), _mm512_cvtph_ps(_mm256_loadu_si256(bits.as_ptr().cast()))) }
+    }
+    widen_f16(odd_bits, odd_values);
+}
