@@ -5,7 +5,8 @@
 //! The arena is used by one part of the encoder at a time (stem, downsampling, block); its size is the largest part's. In a part, regions
 //! follow each other in this order, each rounded up to 16 bytes; sizes are in f32 values. `g` side of the map, `d` channels, `b` bands, `t` tile side with the
 //! padding of the initial convolution, `k` the stem's stride, `w` the side after the initial convolution, `s` rows of a strip (an even number that
-//! holds 54 pixels or more; the last may be shorter); values before a downsampling are marked with a prime. `[n]` is `n` rounded up to whole panels of 16 channels.
+//! holds 54 pixels or more; the last may be shorter); values before a downsampling are marked with a prime. `[x]` is `x` rounded up to whole panels of 16 channels, and
+//! `n` the panels of outputs that a kernel takes at once: 1 if there is one, 2 if their number is even, else 3.
 //!
 //! | region | stem | downsampling | block |
 //! | --- | --- | --- | --- |
@@ -13,7 +14,7 @@
 //! | hidden | | `g g [d]` (result, then copied onto map) | `g g [4d]` |
 //! | strip | `k w [d]` | `s g 4 [d']` | `s g [d]` |
 //! | aside | `(k + 2) t [b]` | | `[4d]` |
-//! | wide, only f16 | `48 min(9 b, 256)` | `48 min(4 d', 256)` | `48 min(4 d, 256)` or `16 * 49` |
+//! | wide, only f16 | `16 n min(9 b, 256)` | `16 n min(4 d', 256)` | `16 n min(4 d, 256)` and the like |
 //!
 //! The head writes into the caller's embedding and needs nothing but the map. All kernels read fastest if the arena begins at a multiple of 64 bytes.
 //!
@@ -26,7 +27,7 @@ pub mod cost;
 pub mod int8;
 pub mod regions;
 
-use crate::kernels::float::{CHUNK, GROUP};
+use crate::kernels::float::{CHUNK, group};
 use crate::model::float_layout::PANEL;
 use crate::model::{Architecture, STAGES};
 
@@ -74,9 +75,9 @@ pub(crate) const fn strip_rows(side: usize) -> usize {
     if rows > side { side } else { rows }
 }
 
-/// Values of the widened weights of a dense layer with this many inputs.
-const fn wide_dense(inputs: usize) -> usize {
-    GROUP * PANEL * if inputs < CHUNK { inputs } else { CHUNK }
+/// Values of the widened weights that one job of a dense layer needs.
+const fn wide_dense(inputs: usize, outputs: usize) -> usize {
+    group(outputs.div_ceil(PANEL)) * PANEL * if inputs < CHUNK { inputs } else { CHUNK }
 }
 
 impl FloatRegions {
@@ -89,7 +90,7 @@ impl FloatRegions {
             hidden: 0,
             strip: product(k, w, d),
             aside: product(k + 2, side, padded(bands)),
-            wide: if half { larger(wide_dense(9 * bands), PANEL * k * k) } else { 0 },
+            wide: if half { larger(wide_dense(9 * bands, d), PANEL * k * k) } else { 0 },
         }
     }
 
@@ -102,7 +103,7 @@ impl FloatRegions {
             hidden: product(grid, grid, padded(arch.dim(stage))),
             strip: product(strip_rows(grid), grid, 4 * padded(before)),
             aside: 0,
-            wide: if half { wide_dense(4 * before) } else { 0 },
+            wide: if half { wide_dense(4 * before, arch.dim(stage)) } else { 0 },
         }
     }
 
@@ -114,7 +115,7 @@ impl FloatRegions {
             hidden: product(grid, grid, padded(4 * d)),
             strip: product(strip_rows(grid), grid, padded(d)),
             aside: padded(4 * d),
-            wide: if half { larger(wide_dense(4 * d), PANEL * 49) } else { 0 },
+            wide: if half { larger(larger(wide_dense(d, 4 * d), wide_dense(4 * d, d)), PANEL * 49) } else { 0 },
         }
     }
 
@@ -156,7 +157,7 @@ mod tests {
         // 32 x 32 pixels: 16 channels, 64 hidden, a strip of two rows, one sum of each hidden channel.
         let floats = 32 * 32 * 16 + 32 * 32 * 64 + 2 * 32 * 16 + 64;
         assert_eq!(float_arena_bytes(&yocto, 3, false), 4 * floats);
-        assert_eq!(float_arena_bytes(&yocto, 3, true), 4 * (floats + 3 * 16 * 64));
+        assert_eq!(float_arena_bytes(&yocto, 3, true), 4 * (floats + 16 * 64));
     }
 
     #[test]

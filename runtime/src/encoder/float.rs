@@ -12,7 +12,7 @@
 use super::EmbedError;
 use super::cursor::Cursor;
 use crate::Tile;
-use crate::kernels::float::{Dense, Depthwise, FloatKernels, GROUP, LayerNorm, RUNS, Run, Stem, lanes};
+use crate::kernels::float::{Dense, Depthwise, FloatKernels, GROUP, LayerNorm, RUNS, Run, Stem, group, lanes};
 use crate::model::float_layout::{PANEL, block_start, head_start, stage_start};
 use crate::model::{Architecture, Model, Place, Precision, STAGES};
 use crate::plan::{FloatRegions, float_arena_bytes, padded, round, strip_rows};
@@ -173,9 +173,7 @@ impl<'m> Engine<'m> {
             }
             let mut panel = 0;
             while panel < panels {
-                // Pairs, and three where the number is odd.
-                let left = panels - panel;
-                let group = if left % 2 == 1 { left.min(GROUP) } else { 2 };
+                let group = group(panels - panel);
                 let stride = inputs * PANEL;
                 let start = panel * stride + done * PANEL;
                 // The same inputs of the next panels, or else the next inputs of the first: a hint, so that they need not be there.

@@ -38,6 +38,15 @@ use crate::model::float_layout::PANEL;
 pub const DEPTHWISE_SIDE: usize = 7;
 /// Panels that a dense kernel takes at once, at most.
 pub const GROUP: usize = 3;
+
+/// Panels of outputs to take at once where `left` are left: pairs, but three (or the only one) where the number is odd.
+pub(crate) const fn group(left: usize) -> usize {
+    match left {
+        0 | 1 => left,
+        _ => 2 + left % 2,
+    }
+}
+
 /// Runs of inputs that are summed before the sum is added to what is there.
 pub const RUNS: usize = 16;
 /// Inputs of so many runs, at most.
