@@ -15,6 +15,8 @@
 //! [`Int8Kernels::project`] belong to the set: VNNI multiplies unsigned by signed bytes, so that its set stores `value ^ 0x80` and
 //! corrects the bias in [`Int8Kernels::prepare`]. What they leave in the residual map may not.
 
+#[cfg(nadir_dsp)]
+pub mod cortex_m;
 pub mod scalar;
 
 use crate::kernels::fixed::LayerNorm;
@@ -159,13 +161,21 @@ impl Int8Kernels {
 
     /// The sets that this processor runs, slowest first.
     pub fn available() -> impl Iterator<Item = &'static Self> {
-        [&scalar::SCALAR].into_iter()
+        [&scalar::SCALAR].into_iter().chain(arch_sets())
     }
 
     /// The set of this name, if this processor runs it.
     pub fn by_name(name: &str) -> Option<&'static Self> {
         Self::available().find(|set| set.name == name)
     }
+}
+
+/// The sets of this architecture, slowest first.
+fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
+    #[cfg(nadir_dsp)]
+    return [&cortex_m::DSP].into_iter();
+    #[cfg(not(nadir_dsp))]
+    core::iter::empty()
 }
 
 impl core::fmt::Debug for Int8Kernels {
