@@ -9,7 +9,9 @@ use anyhow::{Context, Result, ensure};
 use object::{Object, ObjectSection, ObjectSymbol, SectionFlags};
 
 /// The compiler's target of every Cortex-M4F and Cortex-M7 board.
-pub const TARGET: &str = "thumbv7em-none-eabihf";
+const THUMBV7EM: &str = "thumbv7em-none-eabihf";
+/// The compiler's target of the Cortex-M55 board.
+const THUMBV8M: &str = "thumbv8m.main-none-eabihf";
 
 /// The boards: what a user calls each, its folder under `firmware/boards`, and the machine of QEMU that it is made for.
 const BOARDS: [Board; 1] = [Board { name: "mps2-an500", folder: "qemu-mps2-an500", machine: "mps2-an500" }];
