@@ -18,6 +18,9 @@ fn main() {
     let dsp = helium
         || target.starts_with("thumbv7em")
         || target.starts_with("thumbv8") && matches!(cpu, "cortex-m33" | "cortex-m35p");
+    // Link-time optimisation assembles functions of pure assembly again, by the target's name alone.
+    let assembler = if target.starts_with("thumbv8") && dsp { format!(".cpu {cpu}") } else { String::new() };
+    println!("cargo::rustc-env=NADIR_ASSEMBLER_CPU={assembler}");
     if dsp {
         println!("cargo::rustc-cfg=nadir_dsp");
     }

@@ -12,8 +12,8 @@
 //! **Stack.** At most 6.5 KiB, in [`dense`].
 #![allow(unsafe_code)]
 
-mod dense;
-mod depthwise;
+pub(super) mod dense;
+pub(super) mod depthwise;
 mod instructions;
 
 use super::{Dense, Gelu, Int8Kernels, Norm, Table, scalar};
@@ -30,7 +30,7 @@ pub static DSP: Int8Kernels = Int8Kernels {
     layer_norm_i16,
     affine,
     lookup: |values, table| scalar::lookup(values, table),
-    depthwise: depthwise::depthwise,
+    depthwise: |rows, area, layer, output| depthwise::depthwise::<depthwise::Pairs>(rows, area, layer, output),
     layer_norm,
     expand,
     activate,

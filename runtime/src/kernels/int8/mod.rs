@@ -17,6 +17,8 @@
 
 #[cfg(nadir_dsp)]
 pub mod cortex_m;
+#[cfg(nadir_helium)]
+pub mod helium;
 pub mod scalar;
 
 use crate::kernels::fixed::LayerNorm;
@@ -172,7 +174,9 @@ impl Int8Kernels {
 
 /// The sets of this architecture, slowest first.
 fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
-    #[cfg(nadir_dsp)]
+    #[cfg(nadir_helium)]
+    return [&cortex_m::DSP, &helium::HELIUM].into_iter();
+    #[cfg(all(nadir_dsp, not(nadir_helium)))]
     return [&cortex_m::DSP].into_iter();
     #[cfg(not(nadir_dsp))]
     core::iter::empty()

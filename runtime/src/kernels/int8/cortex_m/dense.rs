@@ -64,6 +64,7 @@ macro_rules! sweep {
         #[unsafe(naked)]
         unsafe extern "C" fn $name(sweep: *const Sweep) {
             naked_asm!(
+                env!("NADIR_ASSEMBLER_CPU"),
                 "push {{r4-r11, lr}}",
                 "sub sp, #28",
                 // weight, end, activations, sums, sums_end, skip, step

@@ -13,23 +13,22 @@
 //!
 //! **Measured.** See `cortex_m.rs`.
 //!
-//! **Stack.** 3.5 KiB.
+//! **Stack.** 5 KiB.
 
 use super::instructions::smlabb;
 use super::instructions::ssat16;
 use crate::kernels::int8::{Area, DEPTHWISE_SIDE, Depthwise, MAX_STRIP, Rows};
 use core::arch::naked_asm;
 use core::mem::MaybeUninit;
+use core::ops::Range;
 
 const HALF: usize = DEPTHWISE_SIDE / 2;
 /// Outputs at a time.
 const QUAD: usize = 4;
 /// Values of a row of a plane: the longest strip and both margins, in whole words.
-const PITCH: usize = (MAX_STRIP + 2 * HALF).next_multiple_of(QUAD);
-/// The most rows of a map that a strip needs: 16 x 4 pixels need 10, 8 x 8 all 8 that there are.
-const PLANE_ROWS: usize = 12;
-/// Words of the weights of a kernel row.
-const ROW_WORDS: usize = 8;
+pub const PITCH: usize = (MAX_STRIP + 2 * HALF).next_multiple_of(QUAD);
+/// The most rows that a strip looks at: 8 x 8 pixels look at 14.
+const PLANE_ROWS: usize = 8 + 2 * HALF;
 /// Bytes of code for a kernel row.
 const ROW_CODE: usize = 21 * 4;
 
@@ -55,6 +54,7 @@ struct Sweep {
 #[unsafe(naked)]
 unsafe extern "C" fn sweep_rows(sweep: *const Sweep) {
     naked_asm!(
+        env!("NADIR_ASSEMBLER_CPU"),
         "push {{r4-r11, lr}}",
         "sub sp, #28",
         // sums, end, plane, weight, skip, bias
@@ -111,39 +111,96 @@ unsafe extern "C" fn sweep_rows(sweep: *const Sweep) {
     )
 }
 
-/// A row of one channel of the map as it is copied.
-#[repr(C, align(4))]
-struct Scratch {
+/// How an instruction set multiplies rows.
+pub trait Scheme {
+    /// The weights of a kernel row of one channel, as it wants them.
+    type RowWeights;
+
+    /// A kernel row of weights.
+    fn pack(weight: [i16; DEPTHWISE_SIDE]) -> Self::RowWeights;
+
+    /// The sums of a row of outputs, `bias` included, rounded up to whole quads.
+    ///
+    /// # Safety
+    /// There is room for the sums, and a positive number of them. `plane` has seven rows of [`PITCH`] values, of which `rows` lie
+    /// in the map and the others are zeros; there are seven rows of weights.
+    unsafe fn sweep(
+        sums: *mut i32,
+        outputs: usize,
+        plane: *const i16,
+        weight: *const Self::RowWeights,
+        rows: Range<usize>,
+        bias: i32,
+    );
+}
+
+/// Pairs of products: SMLAD.
+pub struct Pairs;
+
+impl Scheme for Pairs {
+    /// For even outputs, then for odd ones.
+    type RowWeights = [i16; 16];
+
+    #[inline(always)]
+    fn pack([a, b, c, d, e, f, g]: [i16; DEPTHWISE_SIDE]) -> [i16; 16] {
+        [a, b, c, d, e, f, g, 0, 0, a, b, c, d, e, f, g]
+    }
+
+    #[inline(always)]
+    unsafe fn sweep(
+        sums: *mut i32,
+        outputs: usize,
+        plane: *const i16,
+        weight: *const [i16; 16],
+        rows: Range<usize>,
+        bias: i32,
+    ) {
+        // SAFETY: the caller's; the row skipped to is one of the seven.
+        unsafe {
+            let sweep = Sweep {
+                sums,
+                end: sums.add(outputs.next_multiple_of(QUAD)),
+                plane: plane.add(rows.start * PITCH),
+                weight: weight.add(rows.start).cast(),
+                skip: (DEPTHWISE_SIDE - rows.len()) * ROW_CODE,
+                bias,
+            };
+            sweep_rows(&sweep);
+        }
+    }
+}
+
+/// Two channels, apart.
+#[repr(C, align(16))]
+struct Scratch<W> {
     planes: [[[i16; PITCH]; PLANE_ROWS]; 2],
-    weight: [[[i16; 2 * ROW_WORDS]; DEPTHWISE_SIDE]; 2],
+    weight: [[W; DEPTHWISE_SIDE]; 2],
     sums: [i32; MAX_STRIP + QUAD],
 }
 
 /// See [`crate::kernels::int8::Int8Kernels::depthwise`].
-pub fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [i16]) {
+pub fn depthwise<S: Scheme>(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [i16]) {
     let (channels, side, width) = (rows.channels, rows.side, area.x.len());
     // The rows of the map that any output looks at.
     let needed = area.y.start.saturating_sub(HALF)..(area.y.end + HALF).min(side);
     let columns = area.x.start.saturating_sub(HALF)..(area.x.end + HALF).min(side);
     let lengths = layer.bias.len() >= channels && layer.multiplier.len() >= channels;
-    let fits =
-        width > 0 && width <= MAX_STRIP && area.x.end <= side && area.y.end <= side && needed.len() <= PLANE_ROWS;
+    let inside = width > 0 && width <= MAX_STRIP && area.x.end <= side && area.y.end <= side;
+    let fits = inside && area.y.len() + 2 * HALF <= PLANE_ROWS && output.len() >= area.y.len() * width * channels;
     let weights = layer.weight.len() >= DEPTHWISE_SIDE * DEPTHWISE_SIDE * channels;
-    if !lengths || !fits || !weights || !channels.is_multiple_of(2) || output.len() < area.y.len() * width * channels {
+    if !lengths || !fits || !weights || !channels.is_multiple_of(2) {
         debug_assert!(false, "a depthwise layer of impossible shape");
         return;
     }
-    let mut scratch = MaybeUninit::<Scratch>::uninit();
+    let mut scratch = MaybeUninit::<Scratch<S::RowWeights>>::uninit();
     let scratch = scratch.as_mut_ptr();
-    // SAFETY: plain integers may be anything, zeros included; both planes' margins stay zero from here on.
-    let scratch = unsafe {
-        (&raw mut (*scratch).planes).write_bytes(0, 1);
-        scratch
-    };
+    // SAFETY: plain integers may be zeros; what lies outside the map stays so from here on.
+    unsafe { (&raw mut (*scratch).planes).write_bytes(0, 1) };
     let margin = columns.start + HALF - area.x.start;
     for channel in (0..channels).step_by(2) {
-        for (place, y) in needed.clone().enumerate() {
+        for y in needed.clone() {
             let row = &rows.row(y)[columns.start * channels..columns.end * channels];
+            let place = y + HALF - area.y.start;
             // SAFETY: `place` is below PLANE_ROWS; the row has `columns.len()` pixels, which with the margin are at most MAX_STRIP + 2 * HALF.
             unsafe {
                 let from = row.as_ptr().add(channel);
@@ -157,47 +214,45 @@ pub fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &m
             }
         }
         for parity in 0..2 {
-            // SAFETY: the scratch is this function's own; `pack` writes all of the weights.
+            let channel = channel + parity;
+            // SAFETY: the scratch is this function's own; all weights are written before they are read.
             unsafe {
-                pack(layer.weight, channels, channel + parity, &raw mut (*scratch).weight[parity]);
-                let (bias, multiplier) = (layer.bias[channel + parity], i32::from(layer.multiplier[channel + parity]));
+                let weight = (&raw mut (*scratch).weight[parity]).cast::<S::RowWeights>();
+                for row in 0..DEPTHWISE_SIDE {
+                    let from = layer.weight.as_ptr().add(row * DEPTHWISE_SIDE * channels + channel);
+                    weight.add(row).write(S::pack(core::array::from_fn(|tap| i16::from(*from.add(tap * channels)))));
+                }
+                let (bias, multiplier) = (layer.bias[channel], i32::from(layer.multiplier[channel]));
                 for (line, y) in area.y.clone().enumerate() {
-                    let first = y.saturating_sub(HALF);
-                    let count = (y + HALF + 1).min(side) - first;
+                    // Of the seven rows.
+                    let inside = HALF.saturating_sub(y)..DEPTHWISE_SIDE.min(side + HALF - y);
                     let sums = (&raw mut (*scratch).sums).cast::<i32>();
-                    let sweep = Sweep {
+                    S::sweep(sums, width, (&raw const (*scratch).planes[parity][line]).cast(), weight, inside, bias);
+                    finish(
                         sums,
-                        end: sums.add(width.next_multiple_of(QUAD)),
-                        plane: (&raw const (*scratch).planes[parity][first - needed.start]).cast(),
-                        weight: (&raw const (*scratch).weight[parity][first + HALF - y]).cast(),
-                        skip: (DEPTHWISE_SIDE - count) * ROW_CODE,
-                        bias,
-                    };
-                    sweep_rows(&sweep);
-                    let to = output.as_mut_ptr().add(line * width * channels + channel + parity);
-                    for column in 0..width {
-                        let narrow = ssat16(*sums.add(column) >> (layer.shift & 31));
-                        to.add(column * channels).write((smlabb(narrow, multiplier, 1 << 14) >> 15) as i16);
-                    }
+                        width,
+                        layer.shift,
+                        multiplier,
+                        output[line * width * channels + channel..].as_mut_ptr(),
+                        channels,
+                    );
                 }
             }
         }
     }
 }
 
-/// The weights of one channel, each kernel row for even outputs and then for odd ones.
+/// Scales the sums of a row of outputs of one channel.
 ///
 /// # Safety
-/// There are 49 weights of each of `channels` channels, and `channel` is one of them.
+/// There are `width` sums, and as many places, `channels` values apart.
 #[inline(always)]
-unsafe fn pack(weight: &[i8], channels: usize, channel: usize, to: *mut [[i16; 2 * ROW_WORDS]; DEPTHWISE_SIDE]) {
-    for row in 0..DEPTHWISE_SIDE {
+unsafe fn finish(sums: *const i32, width: usize, shift: u32, multiplier: i32, to: *mut i16, channels: usize) {
+    for column in 0..width {
         // SAFETY: the caller's.
         unsafe {
-            let from = weight.as_ptr().add(row * DEPTHWISE_SIDE * channels + channel);
-            let w: [i16; DEPTHWISE_SIDE] = core::array::from_fn(|tap| i16::from(*from.add(tap * channels)));
-            let [a, b, c, d, e, f, g] = w;
-            to.cast::<[i16; 2 * ROW_WORDS]>().add(row).write([a, b, c, d, e, f, g, 0, 0, a, b, c, d, e, f, g]);
+            let narrow = ssat16(*sums.add(column) >> (shift & 31));
+            to.add(column * channels).write((smlabb(narrow, multiplier, 1 << 14) >> 15) as i16);
         }
     }
 }
