@@ -30,8 +30,7 @@ fn prepare() -> Result<(), String> {
     let kib: usize = kib.parse().map_err(|_| format!("NADIR_ARENA_KIB is {kib}, expected a number of KiB"))?;
     let model_bytes = fs::metadata(&model).map_err(|error| format!("{}: {error}", model.display()))?.len();
     let constants = format!("const ARENA_BYTES: usize = {};\nconst MODEL_BYTES: usize = {model_bytes};\n", kib * 1024);
-    fs::write(out.join("arena.rs"), constants)
-        .map_err(|error| format!("arena.rs: {error}"))
+    fs::write(out.join("arena.rs"), constants).map_err(|error| format!("arena.rs: {error}"))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), String> {

@@ -40,8 +40,7 @@ struct Results {
 }
 
 impl Results {
-    const NEW: Self =
-        Self { wide: [0; MAP], bytes: [0; INPUTS * PIXELS], squares: [0; OUTPUTS], roots: [0; OUTPUTS] };
+    const NEW: Self = Self { wide: [0; MAP], bytes: [0; INPUTS * PIXELS], squares: [0; OUTPUTS], roots: [0; OUTPUTS] };
 }
 
 struct Taken(AtomicBool, UnsafeCell<Memory>);
@@ -131,7 +130,8 @@ fn scalar() -> &'static Int8Kernels {
 }
 
 fn dense(set: &Int8Kernels, memory: &mut Memory, random: &mut Random, score: &mut Score) {
-    let shapes: [(usize, usize); 9] = [(8, 8), (16, 24), (24, 96), (40, 40), (96, 24), (48, 200), (384, 16), (392, 72), (1000, 24)];
+    let shapes: [(usize, usize); 9] =
+        [(8, 8), (16, 24), (24, 96), (40, 40), (96, 24), (48, 200), (384, 16), (392, 72), (1000, 24)];
     for (inputs, outputs) in shapes {
         for pixels in [1, 2, 4, 5, 6, 7, 8, 11, 64] {
             if pixels == 64 && inputs * outputs > 4000 {
@@ -211,7 +211,9 @@ fn convolutions(set: &Int8Kernels, memory: &mut Memory, random: &mut Random, sco
             score.check(set.name, format_args!("stem {:?}", (side, padding)), equal);
         }
     }
-    for (side, channels) in [(1, 8), (2, 16), (3, 8), (4, 24), (7, 16), (8, 40), (9, 8), (16, 8), (33, 8), (64, 8), (70, 8)] {
+    for (side, channels) in
+        [(1, 8), (2, 16), (3, 8), (4, 24), (7, 16), (8, 40), (9, 8), (16, 8), (33, 8), (64, 8), (70, 8)]
+    {
         for passes in [Passes::One, Passes::Two] {
             let strips = Strips::of(side, passes);
             for index in 0..strips.count() {

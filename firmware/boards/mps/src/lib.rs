@@ -5,6 +5,7 @@
 //! | the model, fixed at build time by `NADIR_MODEL` | flash, section `.model` |
 //! | tiles of the camera, a [`TileStore`] that the emulator loads | PSRAM, from 0x6000_0000 |
 //! | prototypes, a length (u32, 0 for none) and the file, that the emulator loads | PSRAM, from 0x6080_0000 |
+//! | a word, other than 0 if no tile is to be vetoed | PSRAM, at 0x60ff_fffc |
 //! | messages of [`nadir_app`] | UART 0 |
 //! | defmt's logs | UART 1 |
 //!
@@ -47,6 +48,8 @@ pub struct Aligned<T: ?Sized>(pub T);
 
 const TILES_ADDRESS: usize = 0x6000_0000;
 const PROTOTYPES_ADDRESS: usize = 0x6080_0000;
+/// A word that is not zero here: no tile is vetoed.
+const NO_VETO: usize = HALF - 4;
 /// Bytes of each half of PSRAM.
 const HALF: usize = 8 << 20;
 
@@ -118,7 +121,9 @@ pub fn start(model: &[u8], arena: &mut [u8]) -> ! {
     let store = or_fail(Part::Camera, TileStore::parse(psram(TILES_ADDRESS)));
     let mut camera = Camera::new(EmulatedCamera::new(store), AlwaysReady, Delay, Patience::default());
     let mut link = or_fail(Part::Board, Link::open(Uart::new(Port::Link), frame));
-    let task = Task { encoder: &model, prototypes, limits: Limits::default() };
+    let embed_all = psram(PROTOTYPES_ADDRESS)[NO_VETO..].iter().any(|&byte| byte != 0);
+    let limits = if embed_all { Limits { no_data: 1000, saturated: 1000 } } else { Limits::default() };
+    let task = Task { encoder: &model, prototypes, limits };
     // What failed in there has been said on the link.
     exit(run(&mut camera, &mut link, &mut Mps, &task, memory).is_ok())
 }
