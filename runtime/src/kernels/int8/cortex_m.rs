@@ -16,7 +16,7 @@ pub(super) mod dense;
 pub(super) mod depthwise;
 mod instructions;
 
-use super::{Dense, Gelu, Int8Kernels, Norm, Table, scalar};
+use super::{Dense, Depthwise, Gelu, Int8Kernels, Norm, Table, scalar};
 use crate::kernels::fixed::{Normalizer, reciprocal};
 use dense::{Bytes, Source, Sums, Window, complete};
 use instructions::*;
@@ -26,7 +26,7 @@ pub static DSP: Int8Kernels = Int8Kernels {
     name: "dsp",
     prepare: scalar::prepare,
     initial,
-    stem: |rows, side, padding, layer, output| scalar::stem(rows, side, padding, layer, output),
+    stem,
     layer_norm_i16,
     affine,
     lookup: |values, table| scalar::lookup(values, table),
@@ -59,14 +59,12 @@ fn each_pixel(sums: &Sums, mut body: impl FnMut(usize)) {
 
 fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
     let pixels = output.len() / layer.outputs.max(1);
-    let values = pixels.saturating_sub(1) * bands + layer.inputs / 3;
-    if !complete(layer) || !layer.inputs.is_multiple_of(12) || rows.iter().any(|row| row.len() < values) {
+    let Some(source) = Window::new(rows, bands, layer, pixels) else {
         debug_assert!(false, "an initial convolution of impossible shape");
         return;
-    }
-    let source = Window { rows: rows.map(|row| row.as_ptr()), bands, groups: layer.inputs / 12 };
+    };
     output.fill(0);
-    // SAFETY: each row has the inputs of all pixels, as was checked.
+    // SAFETY: `Window::new` checked the rows and the layer.
     unsafe { add_dense(&source, pixels, layer, output) };
 }
 
@@ -78,6 +76,40 @@ fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
     }
     // SAFETY: there are inputs for all pixels, as was checked.
     unsafe { add_dense(&Bytes { start: input.as_ptr(), inputs: layer.inputs }, pixels, layer, residual) };
+}
+
+/// Two channels at a time; columns beyond the map are left out for a pixel, not for a tap.
+fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output: &mut [i16]) {
+    let channels = layer.bias.len();
+    let width = rows.len() / (side * channels).max(1);
+    let lengths = layer.multiplier.len() >= channels && layer.weight.len() >= side * side * channels;
+    if !lengths || channels == 0 || !channels.is_multiple_of(2) {
+        debug_assert!(false, "a stem of impossible shape");
+        return;
+    }
+    for (x, output) in output.chunks_exact_mut(channels).enumerate() {
+        // Columns of the kernel that lie in the map.
+        let first = padding.saturating_sub(x * side).min(side);
+        let last = (width + padding).saturating_sub(x * side).min(side);
+        for c in (0..channels).step_by(2) {
+            let mut sums = [layer.bias[c], layer.bias[c + 1]];
+            for row in 0..side {
+                for column in first..last {
+                    // SAFETY: `row` and `x * side + column - padding` lie in the map, `c + 1` is a channel, the tap one of `side * side`.
+                    unsafe {
+                        let at = (row * width + x * side + column - padding) * channels + c;
+                        let both = rows.as_ptr().add(at).cast::<u32>().read_unaligned() as i32;
+                        let weight = layer.weight.as_ptr().add((row * side + column) * channels + c);
+                        sums =
+                            [smlabb(both, (*weight).into(), sums[0]), smlatb(both, (*weight.add(1)).into(), sums[1])];
+                    }
+                }
+            }
+            for (place, sum) in sums.into_iter().enumerate() {
+                output[c + place] = (scale(sum, layer.shift, layer.multiplier[c + place].into(), HALF) >> 15) as i16;
+            }
+        }
+    }
 }
 
 /// Adds a layer's results to `output`, `[pixels, outputs]`.

@@ -24,7 +24,7 @@
 #![allow(unsafe_code)]
 
 use super::cortex_m::{self, dense};
-use super::{DEPTHWISE_SIDE, Dense, GROUP, Gelu, Int8Kernels, PANEL, Table};
+use super::{DEPTHWISE_SIDE, Dense, GROUP, Gelu, Int8Kernels, PANEL, Table, scalar};
 use core::arch::naked_asm;
 use core::mem::MaybeUninit;
 
@@ -32,6 +32,11 @@ use core::mem::MaybeUninit;
 pub static HELIUM: Int8Kernels = Int8Kernels {
     name: "helium",
     depthwise: |rows, area, layer, output| cortex_m::depthwise::depthwise::<Vectors>(rows, area, layer, output),
+    initial,
+    // The compiler knows these vectors too.
+    affine: |values, gain, offset, shift| scalar::affine(values, gain, offset, shift),
+    layer_norm: |values, norm, output| scalar::layer_norm(values, norm, output),
+    layer_norm_i16: |values, norm| scalar::layer_norm_i16(values, norm),
     expand,
     activate,
     project,
@@ -49,8 +54,14 @@ const OUTPUTS: usize = 64;
 
 /// Bytes from the word of one group of inputs to the next: those of a gather, one step back because it advances first.
 static GROUPS: [i32; 4] = [-256, -192, -128, -64];
-/// Bytes between the sums of every second output.
-static EVENS: [u32; 4] = [0, 24, 48, 72];
+/// Bytes between the sums of every second output of a tile.
+static EVENS: [u32; 4] = evens(PIXELS);
+
+/// Bytes between the sums of every second output of tiles of `pixels`.
+const fn evens(pixels: usize) -> [u32; 4] {
+    let second = 2 * (pixels * size_of::<i32>()) as u32;
+    [0, second, 2 * second, 3 * second]
+}
 
 /// What a run over some outputs of one panel needs, in the order of the registers that it is loaded into.
 #[repr(C)]
@@ -196,7 +207,7 @@ unsafe extern "C" fn finish_expand(indices: *const Indices) {
 /// What adds the results of one pixel to the residual map.
 #[repr(C)]
 struct Residual {
-    /// Every third one is the pixel's.
+    /// Every so many-th one is the pixel's.
     sums: *const i32,
     multiplier: *const i16,
     output: *mut i16,
@@ -205,6 +216,8 @@ struct Residual {
     /// To the left, hence negative.
     shift: i32,
     evens: *const u32,
+    /// Bytes from one output's sums to the next.
+    stride: usize,
 }
 
 /// # Safety
@@ -213,16 +226,16 @@ struct Residual {
 unsafe extern "C" fn finish_project(residual: *const Residual) {
     naked_asm!(
         env!("NADIR_ASSEMBLER_CPU"),
-        "push {{r4-r6, lr}}",
-        // sums, multiplier, output, rounds, shift, evens
-        "ldm r0, {{r1-r6}}",
+        "push {{r4-r8, lr}}",
+        // sums, multiplier, output, rounds, shift, evens, stride
+        "ldm r0, {{r1-r7}}",
         "vldrw.u32 q3, [r6]",
         "dls lr, r4",
         "1:",
         "vldrw.u32 q0, [r1, q3]",
-        "add.w r0, r1, #12",
+        "add.w r0, r1, r7",
         "vldrw.u32 q1, [r0, q3]",
-        "adds r1, #96",
+        "add.w r1, r1, r7, lsl #3",
         "vshl.s32 q0, r5",
         "vshl.s32 q1, r5",
         "vqmovnb.s32 q0, q0",
@@ -233,7 +246,7 @@ unsafe extern "C" fn finish_project(residual: *const Residual) {
         "vqadd.s16 q0, q0, q1",
         "vstrh.16 q0, [r3], #16",
         "le lr, 1b",
-        "pop {{r4-r6, pc}}",
+        "pop {{r4-r8, pc}}",
     )
 }
 
@@ -432,10 +445,41 @@ fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
                         rounds: tile.outputs / 8,
                         shift: -((layer.shift & 31) as i32),
                         evens: EVENS.as_ptr(),
+                        stride: PIXELS * size_of::<i32>(),
                     });
                 }
             });
         }
+    }
+}
+
+/// SMLAD multiplies, because the inputs have 16 bits.
+fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
+    static WIDE: [u32; 4] = evens(dense::WIDE);
+    static NARROW: [u32; 4] = evens(dense::NARROW);
+    let pixels = output.len() / layer.outputs.max(1);
+    let Some(source) = dense::Window::new(rows, bands, layer, pixels).filter(|_| layer.outputs.is_multiple_of(8))
+    else {
+        debug_assert!(false, "an initial convolution of impossible shape");
+        return;
+    };
+    output.fill(0);
+    let output = output.as_mut_ptr();
+    // SAFETY: `Window::new` checked the rows and the layer; `sums` names pixels and outputs that exist.
+    unsafe {
+        dense::dense(&source, pixels, layer, |sums| {
+            for pixel in 0..sums.pixels {
+                finish_project(&Residual {
+                    sums: sums.start.add(pixel),
+                    multiplier: layer.multiplier.as_ptr().add(sums.output),
+                    output: output.add((sums.pixel + pixel) * layer.outputs + sums.output),
+                    rounds: sums.outputs / 8,
+                    shift: -((layer.shift & 31) as i32),
+                    evens: if sums.stride == dense::WIDE { WIDE.as_ptr() } else { NARROW.as_ptr() },
+                    stride: sums.stride * size_of::<i32>(),
+                });
+            }
+        });
     }
 }
 

@@ -177,6 +177,16 @@ pub struct Window {
     pub groups: usize,
 }
 
+impl Window {
+    /// The window over rows that are long enough for `pixels` pixels of a complete layer.
+    pub fn new(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, pixels: usize) -> Option<Self> {
+        let values = pixels.saturating_sub(1) * bands + layer.inputs / 3;
+        let fits =
+            complete(layer) && layer.inputs.is_multiple_of(3 * GROUP) && rows.iter().all(|row| row.len() >= values);
+        fits.then(|| Self { rows: rows.map(<[i16]>::as_ptr), bands, groups: layer.inputs / (3 * GROUP) })
+    }
+}
+
 impl Source for Window {
     #[inline(always)]
     unsafe fn widen(&self, pixel: usize, first: usize, groups: usize, wide: *mut Pairs, stride: usize) {
