@@ -55,7 +55,7 @@ impl Board {
 /// Arguments of `cargo xtask size`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
-    /// The board: mps2-an386 (Cortex-M4F), mps2-an500 (Cortex-M7) or mps3-an547 (Cortex-M55)
+    /// The board: mps2-an386 (Cortex-M4F), mps2-an500 (Cortex-M7) or mps3-an547 (Cortex-M55); or runtime: the int8 engine alone
     pub board: String,
     /// The model that goes into the firmware's flash [default: models/yocto-rgb-int8.nadir]
     #[arg(long, value_name = "M.nadir")]
@@ -70,6 +70,9 @@ pub struct Arguments {
 /// # Errors
 /// Those of [`build`] and [`contents`].
 pub fn main(arguments: &Arguments) -> Result<()> {
+    if arguments.board == RUNTIME.name {
+        return runtime(arguments);
+    }
     let board = Board::named(&arguments.board)?;
     let model = arguments.model.clone().unwrap_or_else(default_model);
     let image = build(&board, &model, arguments.arena_kib)?;
@@ -78,6 +81,29 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         "model    {model_bytes} bytes\n{}\nimage    {}\n",
         contents(&image.elf)?.text(),
         image.path.display()
+    ))
+}
+
+/// What no board is: the runtime with int8 kernels alone, linked but never run.
+const RUNTIME: Board = Board { name: "runtime", folder: "../size", machine: "", cpu: "Cortex-M7", target: THUMBV7EM };
+
+/// Links the runtime with int8 kernels alone, and prints what that takes.
+fn runtime(arguments: &Arguments) -> Result<()> {
+    let path = arguments.model.clone().unwrap_or_else(default_model);
+    let image = build_program(&RUNTIME, "size", &path, arguments.arena_kib)?;
+    let bytes = nadir_formats::AlignedBytes::read(&path)?;
+    let model = nadir::model::Model::parse(&bytes).with_context(|| path.display().to_string())?;
+    let arena = nadir::encoder::Encoder::new(&model).arena_bytes();
+    let file = object::File::parse(&*image.elf).context("the firmware is no ELF file")?;
+    let names = file.symbols().filter_map(|symbol| symbol.name().ok().map(str::to_owned));
+    let panics: Vec<String> = names.filter(|name| name.contains("4core9panicking")).collect();
+    print(&format!(
+        "the runtime with int8 kernels alone for {} ({}), opt-level s\n{}\narena    {arena} bytes for {}\npanics   {}\n",
+        RUNTIME.cpu,
+        RUNTIME.target,
+        contents(&image.elf)?.text(),
+        model.name(),
+        panics.join(" "),
     ))
 }
 
@@ -157,7 +183,7 @@ pub fn build_program(board: &Board, program: &str, model: &Path, arena_kib: usiz
     ensure!(model.is_file(), "{}: no such file", model.display());
     // Beside the other build products, but apart: another cargo may hold the lock of the folder itself.
     let target_dir = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let target_dir = std::path::absolute(target_dir)?.join("boards").join(board.folder);
+    let target_dir = std::path::absolute(target_dir)?.join("boards").join(board.folder.trim_start_matches("../"));
     fs::create_dir_all(&target_dir).with_context(|| target_dir.display().to_string())?;
     // Held until the image is read: another process may be building another model into the same place.
     let lock = target_dir.join("image.lock");
