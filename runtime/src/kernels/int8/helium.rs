@@ -15,7 +15,8 @@
 //! their order; VQRDMULH is the Q15 product with its rounding. The depthwise convolution has a kernel row of eight 16-bit weights (the last
 //! is 0) in a register each: a load and a VMLADAVA for seven multiply-adds. What is not here is `cortex_m.rs`'s, or the compiler's.
 //!
-//! **Measured** under QEMU with `-icount` (instructions, not cycles; `cargo xtask qemu`): FIGURES
+//! **Measured** under QEMU with `-icount` (instructions, not cycles; `cargo xtask qemu`): zepto takes 28.9 M
+//! a tile, 0.49 a multiply-add.
 //!
 //! **Stack.** At most 5.5 KiB.
 //!
