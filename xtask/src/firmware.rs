@@ -21,9 +21,24 @@ pub const BOARDS: [Board; 3] = [
         machine: "mps2-an386",
         cpu: "Cortex-M4F",
         target: THUMBV7EM,
+        psram: 0x2100_0000,
     },
-    Board { name: "mps2-an500", folder: "qemu-mps2-an500", machine: "mps2-an500", cpu: "Cortex-M7", target: THUMBV7EM },
-    Board { name: "mps3-an547", folder: "qemu-mps3-an547", machine: "mps3-an547", cpu: "Cortex-M55", target: THUMBV8M },
+    Board {
+        name: "mps2-an500",
+        folder: "qemu-mps2-an500",
+        machine: "mps2-an500",
+        cpu: "Cortex-M7",
+        target: THUMBV7EM,
+        psram: 0x6000_0000,
+    },
+    Board {
+        name: "mps3-an547",
+        folder: "qemu-mps3-an547",
+        machine: "mps3-an547",
+        cpu: "Cortex-M55",
+        target: THUMBV8M,
+        psram: 0x6000_0000,
+    },
 ];
 
 /// A board that firmware is built for.
@@ -39,6 +54,8 @@ pub struct Board {
     pub cpu: &'static str,
     /// The compiler's target.
     pub target: &'static str,
+    /// Where its PSRAM begins.
+    pub psram: u32,
 }
 
 impl Board {
@@ -85,7 +102,8 @@ pub fn main(arguments: &Arguments) -> Result<()> {
 }
 
 /// What no board is: the runtime with int8 kernels alone, linked but never run.
-const RUNTIME: Board = Board { name: "runtime", folder: "../size", machine: "", cpu: "Cortex-M7", target: THUMBV7EM };
+const RUNTIME: Board =
+    Board { name: "runtime", folder: "../size", machine: "", cpu: "Cortex-M7", target: THUMBV7EM, psram: 0x6000_0000 };
 
 /// Links the runtime with int8 kernels alone, and prints what that takes.
 fn runtime(arguments: &Arguments) -> Result<()> {

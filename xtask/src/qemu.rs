@@ -22,11 +22,11 @@ use crate::firmware::{
 /// Exit code where the emulator or the compiler's target is not installed.
 pub const EXIT_MISSING: u8 = 3;
 
-/// Where the firmware of every emulated board looks for tiles and prototypes.
-const TILES_ADDRESS: u32 = 0x6000_0000;
-const PROTOTYPES_ADDRESS: u32 = 0x6080_0000;
+/// Where in PSRAM the firmware of every emulated board looks for tiles and prototypes.
+const TILES: u32 = 0;
+const PROTOTYPES: u32 = 8 << 20;
 /// A word that is not zero here: no tile is vetoed.
-const NO_VETO_ADDRESS: u32 = 0x60ff_fffc;
+const NO_VETO: u32 = (16 << 20) - 4;
 /// Room for each of them.
 const ROOM: usize = 8 << 20;
 /// Value of a split file that marks test tiles.
@@ -282,8 +282,10 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
     let mut with_length = (prototype_bytes.len() as u32).to_le_bytes().to_vec();
     with_length.extend(&prototype_bytes);
     ensure!(with_length.len() <= ROOM, "the prototypes have {} bytes, there is room for {ROOM}", with_length.len());
-    let loaded =
-        [Loaded { bytes: &store, address: TILES_ADDRESS }, Loaded { bytes: &with_length, address: PROTOTYPES_ADDRESS }];
+    let loaded = [
+        Loaded { bytes: &store, address: board.psram + TILES },
+        Loaded { bytes: &with_length, address: board.psram + PROTOTYPES },
+    ];
     let mut outcome = emulator::run(board.machine, &image.elf, &loaded, Duration::from_secs(arguments.timeout))?;
     if let Some(path) = &arguments.raw_log {
         write_atomic(path, &outcome.log)?;
@@ -349,8 +351,8 @@ fn kinds(
     };
     let limits = Limits { no_data: 1000, saturated: 1000 };
     let loaded = [
-        Loaded { bytes: &store(&three)?, address: TILES_ADDRESS },
-        Loaded { bytes: &1u32.to_le_bytes(), address: NO_VETO_ADDRESS },
+        Loaded { bytes: &store(&three)?, address: board.psram + TILES },
+        Loaded { bytes: &1u32.to_le_bytes(), address: board.psram + NO_VETO },
     ];
     let mut outcome = emulator::run(board.machine, elf, &loaded, timeout)?;
     let transcript = emulator::transcript(&mut outcome.link)?;

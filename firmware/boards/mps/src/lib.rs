@@ -3,9 +3,9 @@
 //! | what | where |
 //! | --- | --- |
 //! | the model, fixed at build time by `NADIR_MODEL` | flash, section `.model` |
-//! | tiles of the camera, a [`TileStore`] that the emulator loads | PSRAM, from 0x6000_0000 |
-//! | prototypes, a length (u32, 0 for none) and the file, that the emulator loads | PSRAM, from 0x6080_0000 |
-//! | a word, other than 0 if no tile is to be vetoed | PSRAM, at 0x60ff_fffc |
+//! | tiles of the camera, a [`TileStore`] that the emulator loads | PSRAM, from its beginning |
+//! | prototypes, a length (u32, 0 for none) and the file, that the emulator loads | PSRAM, from its middle |
+//! | a word, other than 0 if no tile is to be vetoed | PSRAM, at its end |
 //! | messages of [`nadir_app`] | UART 0 |
 //! | defmt's logs | UART 1 |
 //!
@@ -46,8 +46,8 @@ const TILE_WORDS: usize = 13 * 128 * 128 * 2 / 4;
 #[repr(C, align(64))]
 pub struct Aligned<T: ?Sized>(pub T);
 
-const TILES_ADDRESS: usize = 0x6000_0000;
-const PROTOTYPES_ADDRESS: usize = 0x6080_0000;
+const TILES_ADDRESS: usize = machine::PSRAM;
+const PROTOTYPES_ADDRESS: usize = machine::PSRAM + HALF;
 /// A word that is not zero here: no tile is vetoed.
 const NO_VETO: usize = HALF - 4;
 /// Bytes of each half of PSRAM.

@@ -20,3 +20,10 @@ pub const LOG: usize = 0x4000_5000;
 /// Address of UART 1, logs.
 #[cfg(feature = "mps3")]
 pub const LOG: usize = 0x4930_4000;
+
+/// Where the emulator loads tiles: 16 MiB.
+#[cfg(not(feature = "an386"))]
+pub const PSRAM: usize = 0x6000_0000;
+/// Where the emulator loads tiles: 16 MiB.
+#[cfg(feature = "an386")]
+pub const PSRAM: usize = 0x2100_0000;
