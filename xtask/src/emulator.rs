@@ -96,6 +96,8 @@ pub struct Outcome {
     pub link: Vec<u8>,
     /// Bytes of the log, UART 1.
     pub log: Vec<u8>,
+    /// What it said by semihosting.
+    pub console: String,
     /// Whether the firmware ended with success.
     pub success: bool,
     /// How long it took here.
@@ -128,7 +130,9 @@ pub fn run(machine: &str, elf: &[u8], loaded: &[Loaded<'_>], timeout: Duration) 
         command.arg("-device").arg(prefixed("loader,file=", &file, &rest));
     }
     let words_file = File::create(&words).with_context(|| words.display().to_string())?;
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(words_file);
+    let console = folder.path().join("console.txt");
+    let console_file = File::create(&console).with_context(|| console.display().to_string())?;
+    command.stdin(Stdio::null()).stdout(console_file).stderr(words_file);
 
     let start = Instant::now();
     let mut child = command.spawn().with_context(|| format!("{QEMU} cannot be started"))?;
@@ -147,10 +151,11 @@ pub fn run(machine: &str, elf: &[u8], loaded: &[Loaded<'_>], timeout: Duration) 
     let outcome = Outcome {
         link: read(&link),
         log: read(&log),
+        console: String::from_utf8_lossy(&read(&console)).into_owned(),
         success: status.success(),
         seconds: start.elapsed().as_secs_f64(),
     };
-    if !outcome.success && outcome.link.is_empty() {
+    if !outcome.success && outcome.link.is_empty() && outcome.console.is_empty() {
         bail!("{QEMU}: {}", String::from_utf8_lossy(&read(&words)).trim());
     }
     Ok(outcome)

@@ -9,10 +9,37 @@ use anyhow::{Context, Result, ensure};
 use object::{Object, ObjectSection, ObjectSymbol, SectionFlags};
 
 /// The compiler's target of every Cortex-M4F and Cortex-M7 board.
-pub const TARGET: &str = "thumbv7em-none-eabihf";
+const THUMBV7EM: &str = "thumbv7em-none-eabihf";
+/// The compiler's target of the Cortex-M55 board.
+const THUMBV8M: &str = "thumbv8m.main-none-eabihf";
 
-/// The boards: what a user calls each, its folder under `firmware/boards`, and the machine of QEMU that it is made for.
-const BOARDS: [Board; 1] = [Board { name: "mps2-an500", folder: "qemu-mps2-an500", machine: "mps2-an500" }];
+/// The boards.
+pub const BOARDS: [Board; 3] = [
+    Board {
+        name: "mps2-an386",
+        folder: "qemu-mps2-an386",
+        machine: "mps2-an386",
+        cpu: "Cortex-M4F",
+        target: THUMBV7EM,
+        psram: 0x2100_0000,
+    },
+    Board {
+        name: "mps2-an500",
+        folder: "qemu-mps2-an500",
+        machine: "mps2-an500",
+        cpu: "Cortex-M7",
+        target: THUMBV7EM,
+        psram: 0x6000_0000,
+    },
+    Board {
+        name: "mps3-an547",
+        folder: "qemu-mps3-an547",
+        machine: "mps3-an547",
+        cpu: "Cortex-M55",
+        target: THUMBV8M,
+        psram: 0x6000_0000,
+    },
+];
 
 /// A board that firmware is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +50,12 @@ pub struct Board {
     pub folder: &'static str,
     /// The machine of QEMU that it runs on.
     pub machine: &'static str,
+    /// Its processor.
+    pub cpu: &'static str,
+    /// The compiler's target.
+    pub target: &'static str,
+    /// Where its PSRAM begins.
+    pub psram: u32,
 }
 
 impl Board {
@@ -39,7 +72,7 @@ impl Board {
 /// Arguments of `cargo xtask size`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
-    /// The board: mps2-an500
+    /// The board: mps2-an386 (Cortex-M4F), mps2-an500 (Cortex-M7) or mps3-an547 (Cortex-M55); or runtime: the int8 engine alone
     pub board: String,
     /// The model that goes into the firmware's flash [default: models/yocto-rgb-int8.nadir]
     #[arg(long, value_name = "M.nadir")]
@@ -54,6 +87,9 @@ pub struct Arguments {
 /// # Errors
 /// Those of [`build`] and [`contents`].
 pub fn main(arguments: &Arguments) -> Result<()> {
+    if arguments.board == RUNTIME.name {
+        return runtime(arguments);
+    }
     let board = Board::named(&arguments.board)?;
     let model = arguments.model.clone().unwrap_or_else(default_model);
     let image = build(&board, &model, arguments.arena_kib)?;
@@ -62,6 +98,30 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         "model    {model_bytes} bytes\n{}\nimage    {}\n",
         contents(&image.elf)?.text(),
         image.path.display()
+    ))
+}
+
+/// What no board is: the runtime with int8 kernels alone, linked but never run.
+const RUNTIME: Board =
+    Board { name: "runtime", folder: "../size", machine: "", cpu: "Cortex-M7", target: THUMBV7EM, psram: 0x6000_0000 };
+
+/// Links the runtime with int8 kernels alone, and prints what that takes.
+fn runtime(arguments: &Arguments) -> Result<()> {
+    let path = arguments.model.clone().unwrap_or_else(default_model);
+    let image = build_program(&RUNTIME, "size", &path, arguments.arena_kib)?;
+    let bytes = nadir_formats::AlignedBytes::read(&path)?;
+    let model = nadir::model::Model::parse(&bytes).with_context(|| path.display().to_string())?;
+    let arena = nadir::encoder::Encoder::new(&model).arena_bytes();
+    let file = object::File::parse(&*image.elf).context("the firmware is no ELF file")?;
+    let names = file.symbols().filter_map(|symbol| symbol.name().ok().map(str::to_owned));
+    let panics: Vec<String> = names.filter(|name| name.contains("4core9panicking")).collect();
+    print(&format!(
+        "the runtime with int8 kernels alone for {} ({}), opt-level s\n{}\narena    {arena} bytes for {}\npanics   {}\n",
+        RUNTIME.cpu,
+        RUNTIME.target,
+        contents(&image.elf)?.text(),
+        model.name(),
+        panics.join(" "),
     ))
 }
 
@@ -97,13 +157,13 @@ pub fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_owned()
 }
 
-/// Whether the compiler has the library of [`TARGET`].
+/// Whether the compiler has the library of `target`.
 ///
 /// # Errors
 /// [`Missing`], with the command that installs it.
-pub fn check_target() -> Result<()> {
+pub fn check_target(target: &str) -> Result<()> {
     let output = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-        .args(["--print", "target-libdir", "--target", TARGET])
+        .args(["--print", "target-libdir", "--target", target])
         .stderr(Stdio::null())
         .current_dir(root())
         .output();
@@ -111,7 +171,7 @@ pub fn check_target() -> Result<()> {
     if !folder.is_empty() && Path::new(&folder).is_dir() {
         return Ok(());
     }
-    Err(Missing(format!("the compiler's target {TARGET} is not installed: rustup target add {TARGET}")).into())
+    Err(Missing(format!("the compiler's target {target} is not installed: rustup target add {target}")).into())
 }
 
 /// A firmware, ready to be loaded.
@@ -126,14 +186,22 @@ pub struct Image {
 /// Builds the firmware of a board with a model in its flash.
 ///
 /// # Errors
-/// [`Missing`] if the target is; otherwise if the build fails (the compiler's own words are on standard error).
+/// Those of [`build_program`].
 pub fn build(board: &Board, model: &Path, arena_kib: usize) -> Result<Image> {
-    check_target()?;
+    build_program(board, board.folder, model, arena_kib)
+}
+
+/// Builds one of a board's programs: that named like its folder, or `kernels`.
+///
+/// # Errors
+/// [`Missing`] if the target is; otherwise if the build fails (the compiler's own words are on standard error).
+pub fn build_program(board: &Board, program: &str, model: &Path, arena_kib: usize) -> Result<Image> {
+    check_target(board.target)?;
     let model = std::path::absolute(model).with_context(|| model.display().to_string())?;
     ensure!(model.is_file(), "{}: no such file", model.display());
     // Beside the other build products, but apart: another cargo may hold the lock of the folder itself.
     let target_dir = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let target_dir = std::path::absolute(target_dir)?.join("boards").join(board.folder);
+    let target_dir = std::path::absolute(target_dir)?.join("boards").join(board.folder.trim_start_matches("../"));
     fs::create_dir_all(&target_dir).with_context(|| target_dir.display().to_string())?;
     // Held until the image is read: another process may be building another model into the same place.
     let lock = target_dir.join("image.lock");
@@ -141,7 +209,7 @@ pub fn build(board: &Board, model: &Path, arena_kib: usize) -> Result<Image> {
         .and_then(|file| file.lock().map(|()| file))
         .with_context(|| lock.display().to_string())?;
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--release", "--quiet", "--target-dir"])
+        .args(["build", "--release", "--quiet", "--bin", program, "--target-dir"])
         .arg(&target_dir)
         .current_dir(root().join("firmware/boards").join(board.folder))
         .env("NADIR_MODEL", &model)
@@ -154,7 +222,7 @@ pub fn build(board: &Board, model: &Path, arena_kib: usize) -> Result<Image> {
         .status()
         .context("cargo cannot be started")?;
     ensure!(status.success(), "the firmware of {} does not build", board.name);
-    let path = target_dir.join(TARGET).join("release").join(board.folder);
+    let path = target_dir.join(board.target).join("release").join(program);
     let elf = fs::read(&path).with_context(|| path.display().to_string())?;
     drop(lock);
     Ok(Image { elf, path })
@@ -234,12 +302,12 @@ mod tests {
     #[test]
     fn an_unknown_board_is_named() {
         let error = Board::named("pdp-11").unwrap_err().to_string();
-        assert_eq!(error, "no board pdp-11; there are: mps2-an500");
+        assert_eq!(error, "no board pdp-11; there are: mps2-an386, mps2-an500, mps3-an547");
     }
 
     #[test]
     fn a_missing_model_is_named() {
-        if let Err(missing) = check_target() {
+        if let Err(missing) = check_target(BOARDS[0].target) {
             // Past the capture of the test's output: a skipped test must be seen.
             let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("\nSKIPPED: {missing}\n"));
             return;

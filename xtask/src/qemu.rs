@@ -15,14 +15,18 @@ use nadir_formats::{AlignedBytes, Pixels, Tiles, read_integers, write_atomic};
 
 use crate::emulator::{self, Loaded, Transcript};
 pub use crate::firmware::Missing;
-use crate::firmware::{Board, Contents, build, check_target, contents, default_model, print, root};
+use crate::firmware::{
+    BOARDS, Board, Contents, build, build_program, check_target, contents, default_model, print, root,
+};
 
 /// Exit code where the emulator or the compiler's target is not installed.
 pub const EXIT_MISSING: u8 = 3;
 
-/// Where the firmware of every emulated board looks for tiles and prototypes.
-const TILES_ADDRESS: u32 = 0x6000_0000;
-const PROTOTYPES_ADDRESS: u32 = 0x6080_0000;
+/// Where in PSRAM the firmware of every emulated board looks for tiles and prototypes.
+const TILES: u32 = 0;
+const PROTOTYPES: u32 = 8 << 20;
+/// A word that is not zero here: no tile is vetoed.
+const NO_VETO: u32 = (16 << 20) - 4;
 /// Room for each of them.
 const ROOM: usize = 8 << 20;
 /// Value of a split file that marks test tiles.
@@ -31,7 +35,7 @@ const TEST: i64 = 2;
 /// Arguments of `cargo xtask qemu`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
-    /// The board: mps2-an500 (Cortex-M7)
+    /// The board: mps2-an386 (Cortex-M4F), mps2-an500 (Cortex-M7), mps3-an547 (Cortex-M55), or all
     pub board: String,
     /// The model that goes into the firmware's flash [default: models/yocto-rgb-int8.nadir]
     #[arg(long, value_name = "M.nadir")]
@@ -54,6 +58,12 @@ pub struct Arguments {
     /// Give up after so many seconds
     #[arg(long, default_value_t = 600)]
     pub timeout: u64,
+    /// Do not compare the processor's kernels with the scalar ones first
+    #[arg(long)]
+    pub skip_kernels: bool,
+    /// Print counts as JSON, one object a board and line
+    #[arg(long)]
+    pub json: bool,
     /// Write what the firmware logged, as defmt's frames; decode them with `defmt-print -e FIRMWARE < FILE`
     #[arg(long, value_name = "FILE")]
     pub raw_log: Option<PathBuf>,
@@ -75,6 +85,8 @@ impl Arguments {
             prototypes: None,
             arena_kib: 1024,
             timeout: 600,
+            skip_kernels: true,
+            json: false,
             raw_log: None,
             #[cfg(feature = "logs")]
             log: false,
@@ -100,6 +112,12 @@ pub struct Row {
 /// What a run gave.
 #[derive(Debug)]
 pub struct Report {
+    /// Where it ran.
+    pub board: Board,
+    /// A black tile, one at the top of its range, and the first of the tiles: on both machines.
+    pub kinds: [(&'static str, Row); 3],
+    /// What the comparison of kernels said; empty if it was skipped.
+    pub kernels: String,
     /// Everything that the device said.
     pub transcript: Transcript,
     /// One row a tile.
@@ -129,7 +147,8 @@ impl Report {
 
     /// Whether device and host agree in every byte of every embedding and record.
     pub fn agrees(&self) -> bool {
-        self.equal() == self.embedded() && self.rows.iter().all(|row| row.record_equal)
+        let mut rows = self.rows.iter().chain(self.kinds.iter().map(|(_, row)| row));
+        self.equal() == self.embedded() && rows.all(|row| row.record_equal && row.differing.is_none_or(|n| n == 0))
     }
 
     /// Mean number of instructions of one embedding.
@@ -151,6 +170,13 @@ impl Report {
             let reason = row.record.reason;
             text += &format!("{:4}  {:12}  {embedding:<10}  {record} ({reason})\n", row.tile, row.instructions);
         }
+        text += "\n";
+        for (kind, row) in &self.kinds {
+            let per_mac = row.instructions as f64 / self.transcript.macs.max(1) as f64;
+            let equal = if row.differing == Some(0) { "equal" } else { "differs" };
+            text +=
+                &format!("{kind:4}  {:12}  {equal:<10}  {per_mac:.3} for each multiply-accumulate\n", row.instructions);
+        }
         let (device, contents) = (&self.transcript, &self.contents);
         let macs = device.macs as f64;
         text += &format!(
@@ -158,7 +184,7 @@ impl Report {
              device   {:.1} M instructions a tile, {:.2} for each multiply-accumulate\n\
              arena    {} bytes\n\
              {}\n\
-             emulator {:.1} s\n\n",
+             {}emulator {:.1} s\n\n",
             device.model,
             self.model_bytes,
             macs / 1e6,
@@ -166,6 +192,7 @@ impl Report {
             self.instructions() / macs.max(1.0),
             device.arena_bytes,
             contents.text(),
+            self.kernels,
             self.seconds,
         );
         text += &format!("{} of {} embeddings equal", self.equal(), self.embedded());
@@ -175,6 +202,32 @@ impl Report {
         }
         text + "\n"
     }
+
+    /// The counts as one JSON object.
+    pub fn json(&self) -> String {
+        let macs = self.transcript.macs;
+        let kinds = self.kinds.iter().map(|(kind, row)| {
+            let per_mac = row.instructions as f64 / macs.max(1) as f64;
+            let value = serde_json::json!({
+                "instructions": row.instructions, "per_mac": per_mac, "equal": row.differing == Some(0),
+            });
+            (kind.to_string(), value)
+        });
+        serde_json::json!({
+            "board": self.board.name,
+            "cpu": self.board.cpu,
+            "model": self.transcript.model,
+            "model_bytes": self.model_bytes,
+            "macs": macs,
+            "arena_bytes": self.transcript.arena_bytes,
+            "flash_bytes": self.contents.flash,
+            "code_bytes": self.contents.code,
+            "tiles_equal": self.equal(),
+            "tiles_embedded": self.embedded(),
+            "kinds": serde_json::Map::from_iter(kinds),
+        })
+        .to_string()
+    }
 }
 
 /// Runs the command, and prints its report.
@@ -182,9 +235,20 @@ impl Report {
 /// # Errors
 /// [`Missing`] if something has to be installed first; otherwise those of [`run`], or if any byte differs.
 pub fn main(arguments: &Arguments) -> Result<()> {
-    let report = run(arguments)?;
-    print(&report.text())?;
-    ensure!(report.agrees(), "the device and this machine disagree");
+    let boards = if arguments.board == "all" { BOARDS.to_vec() } else { vec![Board::named(&arguments.board)?] };
+    let mut disagree = vec![];
+    for board in boards {
+        let report = run(&Arguments { board: board.name.into(), ..arguments.clone() })?;
+        if arguments.json {
+            print(&(report.json() + "\n"))?;
+        } else {
+            print(&format!("{} ({})\n{}", board.name, board.cpu, report.text()))?;
+        }
+        if !report.agrees() {
+            disagree.push(board.name);
+        }
+    }
+    ensure!(disagree.is_empty(), "the device and this machine disagree: {}", disagree.join(", "));
     Ok(())
 }
 
@@ -195,7 +259,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
 pub fn run(arguments: &Arguments) -> Result<Report> {
     let board = Board::named(&arguments.board)?;
     emulator::check_qemu()?;
-    check_target()?;
+    check_target(board.target)?;
 
     let model_path = arguments.model.clone().unwrap_or_else(default_model);
     let model_bytes = AlignedBytes::read(&model_path)?;
@@ -210,6 +274,7 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
         None => None,
     };
 
+    let kernels = if arguments.skip_kernels { String::new() } else { kernels(&board, &model_path, arguments)? };
     let image = build(&board, &model_path, arguments.arena_kib)?;
     let contents = contents(&image.elf)?;
     ensure!(contents.heap_symbols == 0, "the firmware holds {} symbols of a heap", contents.heap_symbols);
@@ -217,8 +282,10 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
     let mut with_length = (prototype_bytes.len() as u32).to_le_bytes().to_vec();
     with_length.extend(&prototype_bytes);
     ensure!(with_length.len() <= ROOM, "the prototypes have {} bytes, there is room for {ROOM}", with_length.len());
-    let loaded =
-        [Loaded { bytes: &store, address: TILES_ADDRESS }, Loaded { bytes: &with_length, address: PROTOTYPES_ADDRESS }];
+    let loaded = [
+        Loaded { bytes: &store, address: board.psram + TILES },
+        Loaded { bytes: &with_length, address: board.psram + PROTOTYPES },
+    ];
     let mut outcome = emulator::run(board.machine, &image.elf, &loaded, Duration::from_secs(arguments.timeout))?;
     if let Some(path) = &arguments.raw_log {
         write_atomic(path, &outcome.log)?;
@@ -241,9 +308,13 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
         tiles.len()
     );
 
-    let rows = compare(&model, &tiles, prototypes.as_ref(), &transcript)?;
+    let rows = compare(&model, &tiles, prototypes.as_ref(), &transcript, &Limits::default())?;
+    let kinds = kinds(&board, &model, &image.elf, &tiles, Duration::from_secs(arguments.timeout))?;
     let model_bytes = model_bytes.len();
     Ok(Report {
+        board,
+        kinds,
+        kernels,
         transcript,
         rows,
         contents,
@@ -252,6 +323,42 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
         image: image.path,
         seconds: outcome.seconds,
     })
+}
+
+/// Compares the board's kernels with the scalar ones, on the board: what it says about them.
+fn kernels(board: &Board, model: &std::path::Path, arguments: &Arguments) -> Result<String> {
+    // The model is not looked at, but the board's build script wants one.
+    let image = build_program(board, "kernels", model, arguments.arena_kib)?;
+    let outcome = emulator::run(board.machine, &image.elf, &[], Duration::from_secs(arguments.timeout))?;
+    ensure!(outcome.success, "{}: the kernels disagree: {}", board.name, outcome.console.trim());
+    Ok(outcome.console.lines().map(|line| format!("kernels  {line}\n")).collect())
+}
+
+/// Embeds a black tile, one at the top of its range and the first of `tiles`, without a veto: the three must cost the same.
+fn kinds(
+    board: &Board,
+    model: &Model<'_>,
+    elf: &[u8],
+    tiles: &Tiles,
+    timeout: Duration,
+) -> Result<[(&'static str, Row); 3]> {
+    let mut three = tiles.pick(&[0, 0, 0]);
+    let len = three.tile_len();
+    match &mut three.pixels {
+        Pixels::U8(v) => (v[..len].fill(0), v[len..2 * len].fill(u8::MAX)),
+        Pixels::U16(v) => (v[..len].fill(0), v[len..2 * len].fill(u16::MAX)),
+        Pixels::F32(v) => (v[..len].fill(0.0), v[len..2 * len].fill(f32::from(u16::MAX))),
+    };
+    let limits = Limits { no_data: 1000, saturated: 1000 };
+    let loaded = [
+        Loaded { bytes: &store(&three)?, address: board.psram + TILES },
+        Loaded { bytes: &1u32.to_le_bytes(), address: board.psram + NO_VETO },
+    ];
+    let mut outcome = emulator::run(board.machine, elf, &loaded, timeout)?;
+    let transcript = emulator::transcript(&mut outcome.link)?;
+    let rows = compare(model, &three, None, &transcript, &limits)?;
+    let [zero, max, real] = <[Row; 3]>::try_from(rows).ok().context("the device did not see three tiles")?;
+    Ok([("zero", zero), ("max", max), ("real", real)])
 }
 
 /// The tiles of a run, in the model's order of bands.
@@ -323,6 +430,7 @@ fn compare(
     tiles: &Tiles,
     prototypes: Option<&Prototypes<'_>>,
     transcript: &Transcript,
+    limits: &Limits,
 ) -> Result<Vec<Row>> {
     let encoder = Encoder::new(model);
     let mut arena = AlignedBytes::zeroed(encoder.arena_bytes());
@@ -342,7 +450,7 @@ fn compare(
         let record = *records.next().with_context(|| format!("the device sent no record of tile {index}"))?;
 
         let quality = Quality::assess(tile, model.bands())?;
-        let vetoed = score::vetoed(number, &quality, quality.verdict(&Limits::default()));
+        let vetoed = score::vetoed(number, &quality, quality.verdict(limits));
         let (expected, differing) = match (vetoed, device) {
             (Some(vetoed), None) => (vetoed, None),
             (None, Some((_, _, bytes))) => {

@@ -295,9 +295,11 @@ impl<'m> Engine<'m> {
         for pixel in buffers.map.chunks_exact(channels.max(1)) {
             pooled.iter_mut().zip(pixel).for_each(|(sum, &v)| *sum += i32::from(v));
         }
-        let area = (grid * grid).max(1) as i64;
+        // At most 32 x 32 pixels of 16 bits: moved up by 2^20 pixels' worth, a sum is positive, and fits 32 bits.
+        let area = (grid * grid).max(1) as u32;
         for value in pooled.iter_mut() {
-            *value = (((i64::from(*value) << POOL_BITS) + area / 2).div_euclid(area)) as i32;
+            let moved = (*value << POOL_BITS) + ((area << 20) + area / 2) as i32;
+            *value = (moved as u32 / area) as i32 - (1 << 20);
         }
         let pooled = part_mut(pooled, 0, arch.embedding_dimension())?;
         pooled_layer_norm(pooled, head.epsilon);

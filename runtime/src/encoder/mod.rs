@@ -6,10 +6,12 @@
 mod arena;
 mod buffer;
 mod cursor;
+#[cfg(feature = "float")]
 mod float;
 mod int8;
 
 use crate::Tile;
+#[cfg(feature = "float")]
 use crate::kernels::float::FloatKernels;
 use crate::kernels::int8::Int8Kernels;
 use crate::model::int8_layout::stored;
@@ -50,6 +52,9 @@ pub enum EmbedError {
         /// Address of its first byte.
         address: usize,
     },
+    /// The model is of f32 or f16, and this build has no engine for it.
+    #[error("the model has floating-point weights, this build runs int8 models only (feature float is off)")]
+    NoFloat,
     /// The place for the embedding has another length than the embedding.
     #[error("embedding has {expected} values, there is place for {found}")]
     EmbeddingLength {
@@ -109,14 +114,20 @@ pub struct Encoder<'m> {
     model: &'m Model<'m>,
     passes: StagePasses,
     int8: &'static Int8Kernels,
+    #[cfg(feature = "float")]
     float: &'static FloatKernels,
 }
 
 impl<'m> Encoder<'m> {
     /// An encoder over a checked model: the fastest kernels that this processor runs, every hidden map computed once.
     pub fn new(model: &'m Model<'m>) -> Self {
-        let (int8, float) = (Int8Kernels::detect(), FloatKernels::detect());
-        Self { model, passes: [Passes::One; STAGES], int8, float }
+        Self {
+            model,
+            passes: [Passes::One; STAGES],
+            int8: Int8Kernels::detect(),
+            #[cfg(feature = "float")]
+            float: FloatKernels::detect(),
+        }
     }
 
     /// The same with stages in one pass or two ([`crate::plan::int8`]); embeddings do not change. f32 and f16 models keep to one.
@@ -145,6 +156,9 @@ impl<'m> Encoder<'m> {
     pub fn with_kernels(mut self, name: &str) -> Result<Self, ConfigureError> {
         match self.model.precision() {
             Precision::Int8 => self.int8 = Int8Kernels::by_name(name).ok_or(ConfigureError::Kernels)?,
+            #[cfg(not(feature = "float"))]
+            Precision::F32 | Precision::F16 => return Err(ConfigureError::Kernels),
+            #[cfg(feature = "float")]
             Precision::F32 | Precision::F16 => {
                 self.float = FloatKernels::by_name(name).ok_or(ConfigureError::Kernels)?;
             }
@@ -156,6 +170,9 @@ impl<'m> Encoder<'m> {
     pub fn kernels(&self) -> &'static str {
         match self.model.precision() {
             Precision::Int8 => self.int8.name,
+            #[cfg(not(feature = "float"))]
+            Precision::F32 | Precision::F16 => "none",
+            #[cfg(feature = "float")]
             Precision::F32 | Precision::F16 => self.float.name,
         }
     }
@@ -177,6 +194,9 @@ impl<'m> Encoder<'m> {
     /// Bytes of the arena that a run needs, fixed by the model's architecture, bands and precision, and the passes.
     pub fn arena_bytes(&self) -> usize {
         match self.model.precision() {
+            #[cfg(not(feature = "float"))]
+            Precision::F32 | Precision::F16 => 0,
+            #[cfg(feature = "float")]
             Precision::F32 | Precision::F16 => float::arena_bytes(self.model),
             Precision::Int8 => self.int8().arena_bytes(),
         }
@@ -207,6 +227,9 @@ impl<'m> Encoder<'m> {
         arena: &'r mut [u8],
         embedding: &'r mut [f32],
     ) -> Result<Run<'m, 'r>, EmbedError> {
+        if cfg!(not(feature = "float")) && self.model.precision() != Precision::Int8 {
+            return Err(EmbedError::NoFloat);
+        }
         let (found, expected) = (tile.len(), self.model.tile_len());
         if found != expected {
             let side = usize::from(self.model.architecture().tile_size);
@@ -273,6 +296,9 @@ impl Run<'_, '_> {
         if let Some(at) = self.at {
             self.at = match self.encoder.model.precision() {
                 Precision::Int8 => self.encoder.int8().step(&self.tile, self.arena, at, self.embedding)?,
+                #[cfg(not(feature = "float"))]
+                Precision::F32 | Precision::F16 => return Err(EmbedError::NoFloat),
+                #[cfg(feature = "float")]
                 Precision::F32 | Precision::F16 => {
                     let Encoder { model, float, .. } = self.encoder;
                     float::step(model, float, &self.tile, self.arena, at, self.embedding)?

@@ -81,6 +81,20 @@ pub fn reciprocal_q63(divisor: u32) -> u32 {
     quotient
 }
 
+/// `value / divisor`, rounded towards zero, for a quotient below 2^24 in magnitude; 24 rounds, where the division of a processor without
+/// one of 64 bits takes a number of rounds that depends on the values.
+pub fn divide_q24(value: i64, divisor: u32) -> i32 {
+    let sign = value >> 63;
+    let (mut rest, mut quotient) = (((value ^ sign) - sign) as u64, 0i32);
+    for bit in (0..24).rev() {
+        let part = u64::from(divisor) << bit;
+        let fits = u64::from(rest >= part);
+        rest -= part & fits.wrapping_neg();
+        quotient = quotient << 1 | fits as i32;
+    }
+    (quotient ^ sign as i32) - sign as i32
+}
+
 /// The constants of one integer LayerNorm without affine.
 ///
 /// With `C` channels, input scale `s` and output scale `q`: `C / q = gain * 2^-exponent` and `epsilon = C^2 * eps / s^2`.
@@ -169,12 +183,12 @@ pub fn pooled_layer_norm(values: &mut [i32], epsilon: u64) {
         (channels as u64).saturating_mul(squares).saturating_sub(sum.unsigned_abs().saturating_mul(sum.unsigned_abs()));
     let spread = spread.saturating_add(epsilon).max(1);
     let scale = spread.leading_zeros() & !1;
-    let root = (isqrt64(spread << scale) as i64).max(1); // in 2^31..2^32
+    let root = (isqrt64(spread << scale) as u32).max(1); // from 2^31 on
     for v in values {
         let deviation = channels * i64::from(*v) - sum;
         // |deviation| <= sqrt(C * spread), so that the shifted value stays below 2^55.
         let scaled = deviation.wrapping_shl(POOLED_FRACTION_BITS + scale / 2);
-        *v = (scaled / root) as i32;
+        *v = divide_q24(scaled, root);
     }
 }
 
@@ -222,6 +236,17 @@ mod tests {
             };
             assert_eq!(u64::from(reciprocal_q63(divisor)), (u64::MAX >> 1) / u64::from(divisor));
         }
+    }
+
+    #[test]
+    fn quotients_are_exact() {
+        let mut state = 11;
+        for _ in 0..100_000 {
+            let divisor = random(&mut state) as u32 | 1 << 31;
+            let value = (random(&mut state) as i64 >> (8 + random(&mut state) % 40)).clamp(-(1 << 54), 1 << 54);
+            assert_eq!(i64::from(divide_q24(value, divisor)), value / i64::from(divisor));
+        }
+        assert_eq!(divide_q24(0, 1 << 31), 0);
     }
 
     #[test]

@@ -27,6 +27,10 @@ mod avx512;
 mod avx512_spatial;
 #[cfg(test)]
 mod conformance;
+#[cfg(nadir_dsp)]
+pub mod cortex_m;
+#[cfg(nadir_helium)]
+pub mod helium;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
 mod neon;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon", target_endian = "little"))]
@@ -223,6 +227,18 @@ cfg_select! {
         /// The sets of this architecture that this processor runs, slowest first.
         fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
             arm::sets().iter().copied()
+        }
+    }
+    nadir_helium => {
+        /// The sets of this processor, slowest first.
+        fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
+            [&cortex_m::DSP, &helium::HELIUM].into_iter()
+        }
+    }
+    nadir_dsp => {
+        /// The sets of this processor, slowest first.
+        fn arch_sets() -> impl Iterator<Item = &'static Int8Kernels> {
+            core::iter::once(&cortex_m::DSP)
         }
     }
     _ => {

@@ -6,12 +6,13 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use critical_section::RestoreState;
 
 use crate::clock;
+use crate::machine::TICKS_PER_SECOND;
 use crate::uart::{Port, Uart};
 
 #[defmt::global_logger]
 struct Logger;
 
-defmt::timestamp!("{=u64:us}", clock::ticks() / u64::from(clock::TICKS_PER_SECOND / 1_000_000));
+defmt::timestamp!("{=u64:us}", clock::ticks() / u64::from(TICKS_PER_SECOND / 1_000_000));
 
 /// What is held between `acquire` and `release`.
 struct State {

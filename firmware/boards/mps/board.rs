@@ -1,4 +1,4 @@
-//! Puts the memory map where the linker looks, and the model where the program includes it.
+//! Build script of every board: puts the memory map where the linker looks, and the model where the program includes it.
 //!
 //! `NADIR_MODEL` is the model's path (default `models/yocto-rgb-int8.nadir` of the repository), `NADIR_ARENA_KIB` the
 //! RAM set aside for the encoder (default 1024).
@@ -16,7 +16,7 @@ fn prepare() -> Result<(), String> {
     println!("cargo::rerun-if-env-changed=NADIR_MODEL");
     println!("cargo::rerun-if-env-changed=NADIR_ARENA_KIB");
     println!("cargo::rerun-if-changed=memory.x");
-    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=../mps/board.rs");
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     println!("cargo::rustc-link-search={}", out.display());
     copy(Path::new("memory.x"), &out.join("memory.x"))?;
@@ -28,8 +28,9 @@ fn prepare() -> Result<(), String> {
 
     let kib = env::var("NADIR_ARENA_KIB").unwrap_or_else(|_| "1024".into());
     let kib: usize = kib.parse().map_err(|_| format!("NADIR_ARENA_KIB is {kib}, expected a number of KiB"))?;
-    fs::write(out.join("arena.rs"), format!("const ARENA_BYTES: usize = {};\n", kib * 1024))
-        .map_err(|error| format!("arena.rs: {error}"))
+    let model_bytes = fs::metadata(&model).map_err(|error| format!("{}: {error}", model.display()))?.len();
+    let constants = format!("const ARENA_BYTES: usize = {};\nconst MODEL_BYTES: usize = {model_bytes};\n", kib * 1024);
+    fs::write(out.join("arena.rs"), constants).map_err(|error| format!("arena.rs: {error}"))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), String> {

@@ -1,6 +1,6 @@
-//! SysTick as a clock of 25 MHz that does not wrap.
+//! SysTick as a clock that does not wrap.
 //!
-//! Under `-icount shift=0` the emulator executes one instruction in a nanosecond, so that one tick is 40 instructions,
+//! Under `-icount shift=0` the emulator executes one instruction in a nanosecond, so that one tick is 40 instructions at 25 MHz,
 //! the same in every run. The cycle counter of the debug unit reads 0 in the emulator.
 
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -9,8 +9,6 @@ use cortex_m::peripheral::syst::SystClkSource;
 use cortex_m::peripheral::{SCB, SYST};
 use cortex_m_rt::exception;
 
-/// Clock of the processor, in 1/s.
-pub const TICKS_PER_SECOND: u32 = 25_000_000;
 /// SysTick counts down from here, through 24 bits.
 const RELOAD: u32 = 0x00ff_ffff;
 

@@ -3,6 +3,8 @@
 use core::convert::Infallible;
 use core::ptr::write_volatile;
 
+use crate::machine;
+
 use embedded_io::{ErrorType, Write};
 
 /// Transmit buffer full.
@@ -25,9 +27,9 @@ struct Registers {
 #[repr(usize)]
 pub enum Port {
     /// UART 0: the link.
-    Link = 0x4000_4000,
+    Link = machine::LINK,
     /// UART 1: logs.
-    Log = 0x4000_5000,
+    Log = machine::LOG,
 }
 
 /// One UART, writing only. It holds no state, so that a panic handler can make another one.
