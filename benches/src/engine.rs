@@ -1,15 +1,15 @@
 //! The one place where a benchmark chooses how the runtime executes a model.
 //!
-//! Every program here takes `--kernels NAME` and hands it to [`encoder`]; a new kernel set is added to [`kernel_sets`] and [`encoder`] and
-//! is then known to `nadir-peer`, `nadir-count`, `benches/peers.sh` and `cargo xtask counts`.
+//! Every program here takes `--kernels NAME` and hands it to [`encoder`]: the names are those of the runtime.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 use nadir::encoder::Encoder;
+use nadir::kernels::int8::Int8Kernels;
 use nadir::model::Model;
 
-/// The kernel sets that can be asked for by name on this processor, slowest first.
+/// The integer kernel sets of this processor, slowest first. The float ones are called `scalar`, `avx2`, `avx512`, `neon`.
 pub fn kernel_sets() -> Vec<&'static str> {
-    vec!["scalar"]
+    Int8Kernels::available().map(|set| set.name).collect()
 }
 
 /// Threads that one encoder can use.
@@ -20,10 +20,10 @@ pub const MAX_THREADS: usize = 1;
 /// # Errors
 /// If there are no such kernels here; the text lists those that there are.
 pub fn encoder<'m>(model: &'m Model<'m>, kernels: Option<&str>) -> Result<Encoder<'m>> {
-    match kernels {
-        None | Some("scalar") => Ok(Encoder::new(model)),
-        Some(name) => bail!("no kernels {name:?} on this processor; there are: {}", kernel_sets().join(", ")),
-    }
+    let encoder = Encoder::new(model);
+    let Some(name) = kernels else { return Ok(encoder) };
+    let context = || format!("no kernels {name:?} on this processor; there are: {}", kernel_sets().join(", "));
+    encoder.with_kernels(name).ok().with_context(context)
 }
 
 /// The kernel sets, one a line: what `--list-kernels` prints.

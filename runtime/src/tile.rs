@@ -25,6 +25,7 @@ impl Tile<'_> {
     }
 
     /// Values `start` and following as f32 (exact) into `values`; those past the end are left as they are.
+    #[cfg(feature = "float")]
     pub(crate) fn read(&self, start: usize, values: &mut [f32]) {
         fn copy<T: Copy + Into<f32>>(from: &[T], start: usize, values: &mut [f32]) {
             for (value, &v) in values.iter_mut().zip(from.get(start..).unwrap_or(&[])) {

@@ -5,5 +5,6 @@
 pub(crate) mod cpu;
 pub mod crc;
 pub mod fixed;
+#[cfg_attr(not(feature = "float"), allow(dead_code, reason = "the planner uses its constants"))]
 pub mod float;
 pub mod int8;
