@@ -241,7 +241,7 @@ unsafe fn matrix<const VNNI: bool>(input: &[i8], layer: &Dense<'_>, mut finish: 
                 let mut p = 0;
                 macro_rules! run {
                     ($n:literal) => {
-                        while p + $n <= pixels {
+                        while pixels - p >= $n {
                             let acc = tile_vnni::<$n>(input.as_ptr().add(p * inputs), weight, inputs, bias);
                             for i in 0..$n {
                                 finish(p + i, o, requantize(acc[i], shift, multiplier));
