@@ -13,6 +13,7 @@ use nadir_app::camera::{Identity, store_header};
 use nadir_app::score;
 use nadir_formats::{AlignedBytes, Pixels, Tiles, read_integers, write_atomic};
 
+use crate::counts::{self, Book, Count};
 use crate::emulator::{self, Loaded, Transcript};
 pub use crate::firmware::Missing;
 use crate::firmware::{
@@ -64,6 +65,9 @@ pub struct Arguments {
     /// Print counts as JSON, one object a board and line
     #[arg(long)]
     pub json: bool,
+    /// Write the counts of these boards and this model into benches/counts.json
+    #[arg(long)]
+    pub update: bool,
     /// Write what the firmware logged, as defmt's frames; decode them with `defmt-print -e FIRMWARE < FILE`
     #[arg(long, value_name = "FILE")]
     pub raw_log: Option<PathBuf>,
@@ -87,6 +91,7 @@ impl Arguments {
             timeout: 600,
             skip_kernels: true,
             json: false,
+            update: false,
             raw_log: None,
             #[cfg(feature = "logs")]
             log: false,
@@ -155,6 +160,11 @@ impl Report {
     pub fn instructions(&self) -> f64 {
         let sum: u64 = self.rows.iter().map(|row| row.instructions).sum();
         sum as f64 / self.embedded().max(1) as f64
+    }
+
+    /// Instructions of the three kinds of tile.
+    pub fn count(&self) -> Count {
+        Count::new(self.transcript.macs, self.kinds.iter().map(|(kind, row)| (*kind, row.instructions)))
     }
 
     /// The report as text.
@@ -230,25 +240,43 @@ impl Report {
     }
 }
 
+/// By how many percent the counts of the tiles may differ: the counter ticks every 40 instructions.
+const COUNTER_SPREAD: f64 = 0.001;
+
 /// Runs the command, and prints its report.
 ///
 /// # Errors
 /// [`Missing`] if something has to be installed first; otherwise those of [`run`], or if any byte differs.
 pub fn main(arguments: &Arguments) -> Result<()> {
     let boards = if arguments.board == "all" { BOARDS.to_vec() } else { vec![Board::named(&arguments.board)?] };
-    let mut disagree = vec![];
+    let (mut disagree, mut worse) = (vec![], vec![]);
+    let path = Book::path();
+    let mut book = if path.exists() { Book::read(&path)? } else { Book::empty() };
     for board in boards {
         let report = run(&Arguments { board: board.name.into(), ..arguments.clone() })?;
+        let key = format!("{} {}", board.name, report.transcript.model);
+        let count = report.count();
+        let (verdict, bad) = counts::verdict(&count, book.boards.get(&key), COUNTER_SPREAD);
         if arguments.json {
             print(&(report.json() + "\n"))?;
         } else {
             print(&format!("{} ({})\n{}", board.name, board.cpu, report.text()))?;
+            print(&format!("counts   {key}: {verdict}\n\n"))?;
+        }
+        if arguments.update {
+            book.boards.insert(key, count);
+        } else if bad {
+            worse.push(key);
         }
         if !report.agrees() {
             disagree.push(board.name);
         }
     }
     ensure!(disagree.is_empty(), "the device and this machine disagree: {}", disagree.join(", "));
+    if arguments.update {
+        book.write(&path)?;
+    }
+    ensure!(worse.is_empty(), "counts are worse than those in benches/counts.json: {}", worse.join(", "));
     Ok(())
 }
 
