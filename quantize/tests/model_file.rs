@@ -266,8 +266,8 @@ fn every_error_says_what_is_wrong() {
     sealed(&|b| b[table_start + 1] = 6, "section 0: type is 6");
     sealed(&|b| b[table_start + 8] ^= 64, "section 0: offset is");
     sealed(&|b| b[table_start] = 3, "section 0: kind is 3");
-    sealed(&|b| b[table_start + 1] = 2, "holds 144 i8, expected 144 f32");
-    sealed(&|b| b[table_start + 16] = 1, "section 0 (stem initial convolution weight) holds 1 f32, expected 144 f32");
+    sealed(&|b| b[table_start + 1] = 2, "holds 288 i8, expected 288 f32");
+    sealed(&|b| b[table_start + 16] = 1, "section 0 (stem initial convolution weight) holds 257 f32, expected 288 f32");
     sealed(&|b| b[table_start] = 0x80, "section 1: kind is 0");
 
     let last = good.len() - 4 - ALIGNMENT;
