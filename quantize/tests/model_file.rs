@@ -307,7 +307,7 @@ fn every_error_says_what_is_wrong() {
     written(&|h| h.bands[0].name = "B4,B3".try_into().unwrap(), "band 0 has a name that is not canonical");
     written(&|h| h.bands[1].std = -1.0, "band 1: std is -1");
     written(&|h| h.bands[0].no_data = Some(f32::NAN), "band 0: no_data is NaN");
-    written(&|h| h.architecture.depths[0] = 2, "section 18 (block 0.1 depthwise weight) holds 3 f32, expected 392 f32");
+    written(&|h| h.architecture.depths[0] = 2, "section 18 (block 0.1 depthwise weight) holds 3 f32, expected 784 f32");
     written(&|h| h.architecture.depths[2] = 1, "holds");
     refuse(
         &encode(&header, &sections[..rows - 1]).unwrap(),
