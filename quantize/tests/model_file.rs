@@ -267,8 +267,8 @@ fn every_error_says_what_is_wrong() {
     sealed(&|b| b[table_start + 1] = 6, "section 0: type is 6");
     sealed(&|b| b[table_start + 8] ^= 64, "section 0: offset is");
     sealed(&|b| b[table_start] = 3, "section 0: kind is 3");
-    sealed(&|b| b[table_start + 1] = 2, "holds 144 i8, expected 144 f32");
-    sealed(&|b| b[table_start + 16] = 1, "section 0 (stem initial convolution weight) holds 1 f32, expected 144 f32");
+    sealed(&|b| b[table_start + 1] = 2, "holds 288 i8, expected 288 f32");
+    sealed(&|b| b[table_start + 16] = 1, "section 0 (stem initial convolution weight) holds 257 f32, expected 288 f32");
     sealed(&|b| b[table_start] = 0x80, "section 1: kind is 0");
 
     let last = good.len() - 4 - ALIGNMENT;
@@ -308,7 +308,7 @@ fn every_error_says_what_is_wrong() {
     written(&|h| h.bands[0].name = "B4,B3".try_into().unwrap(), "band 0 has a name that is not canonical");
     written(&|h| h.bands[1].std = -1.0, "band 1: std is -1");
     written(&|h| h.bands[0].no_data = Some(f32::NAN), "band 0: no_data is NaN");
-    written(&|h| h.architecture.depths[0] = 2, "section 18 (block 0.1 depthwise weight) holds 3 f32, expected 392 f32");
+    written(&|h| h.architecture.depths[0] = 2, "section 18 (block 0.1 depthwise weight) holds 3 f32, expected 784 f32");
     written(&|h| h.architecture.depths[2] = 1, "holds");
     refuse(
         &encode(&header, &sections[..rows - 1]).unwrap(),

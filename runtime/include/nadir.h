@@ -71,6 +71,8 @@ enum nadir_status
   NADIR_STATUS_INDEX = -9,
   // This processor has no kernels of that name.
   NADIR_STATUS_NO_SUCH_KERNELS = -10,
+  // The model's weights are f32 or f16, and this library was built without the engine for them.
+  NADIR_STATUS_NO_FLOAT = -11,
   // The bytes are no .nadir file.
   NADIR_STATUS_MODEL_MAGIC = -20,
   // The model file is of a version that this library does not read.

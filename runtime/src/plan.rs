@@ -2,11 +2,12 @@
 //!
 //! ## f32 and f16 models
 //!
-//! The arena is used by one part of the encoder at a time (stem, downsampling, block); its size is the largest part's. In a part, regions
-//! follow each other in this order, each rounded up to 16 bytes; sizes are in f32 values. `g` side of the map, `d` channels, `b` bands, `t` tile side with the
-//! padding of the initial convolution, `k` the stem's stride, `w` the side after the initial convolution, `s` rows of a strip (an even number that
-//! holds 54 pixels or more; the last may be shorter); values before a downsampling are marked with a prime. `[x]` is `x` rounded up to whole panels of 16 channels, and
-//! `n` the panels of outputs that a kernel takes at once: 1 if there is one, 2 if their number is even, else 3.
+//! The arena is used by one part of the encoder at a time (stem, downsampling, block); its size is the largest part's. In a
+//! part, regions follow each other in this order, each rounded up to 16 bytes; sizes are in f32 values. `g` side of the map,
+//! `d` channels, `b` bands, `t` tile side with the padding of the initial convolution, `k` the stem's stride, `w` the side
+//! after the initial convolution, `s` rows of a strip (an even number that holds 54 pixels or more; the last may be
+//! shorter); values before a downsampling are marked with a prime. `[x]` is `x` rounded up to whole panels of 16 channels,
+//! and `n` the panels of outputs that a kernel takes at once: 1 if there is one, 2 if their number is even, else 3.
 //!
 //! | region | stem | downsampling | block |
 //! | --- | --- | --- | --- |
@@ -16,7 +17,8 @@
 //! | aside | `(k + 2) t [b]` | | `[4d]` |
 //! | wide, only f16 | `16 n min(9 b, 256)` | `16 n min(4 d', 256)` | `16 n min(4 d, 256)` and the like |
 //!
-//! The head writes into the caller's embedding and needs nothing but the map. All kernels read fastest if the arena begins at a multiple of 64 bytes.
+//! The head writes into the caller's embedding and needs nothing but the map. All kernels read fastest if the arena begins
+//! at a multiple of 64 bytes.
 //!
 //! ## int8 models
 //!
@@ -31,8 +33,8 @@ use crate::kernels::float::{CHUNK, group};
 use crate::model::float_layout::PANEL;
 use crate::model::{Architecture, STAGES};
 
-/// Pixels that a strip should have: enough that the weights, which are read once a strip, cost little beside using them; few enough that a
-/// strip of every layer stays in the second cache.
+/// Pixels that a strip should have: enough that the weights, which are read once a strip, cost little beside using them; few
+/// enough that a strip of every layer stays in the second cache.
 const STRIP_PIXELS: usize = 54;
 
 /// Lengths of the regions of a part of the encoder, in f32 values.
@@ -131,8 +133,8 @@ impl FloatRegions {
     }
 }
 
-/// Bytes of the arena of an f32 model, or with `half` of an f16 model. Saturates at `usize::MAX`. A constant if the architecture
-/// is, so that a program can reserve the arena when it is built.
+/// Bytes of the arena of an f32 model, or with `half` of an f16 model. Saturates at `usize::MAX`. A constant if the
+/// architecture is, so that a program can reserve the arena when it is built.
 pub const fn float_arena_bytes(arch: &Architecture, bands: usize, half: bool) -> usize {
     let mut floats = FloatRegions::stem(arch, bands, half).total();
     let mut stage = 0;

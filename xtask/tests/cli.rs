@@ -40,7 +40,7 @@ fn without_valgrind_it_says_that_nothing_was_counted_and_exits_with_3() {
 fn other_errors_exit_with_2() {
     let output = xtask(&["qemu", "pdp-11"], None);
     assert_eq!(output.status.code(), Some(2));
-    assert_eq!(error_line(&output), "xtask: no board pdp-11; there are: mps2-an500\n");
+    assert_eq!(error_line(&output), "xtask: no board pdp-11; there are: mps2-an386, mps2-an500, mps3-an547\n");
 
     let output = xtask(&["qemu", "mps2-an500", "--model", "nowhere.nadir"], None);
     if output.status.code() == Some(3) {

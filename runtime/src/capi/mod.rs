@@ -58,6 +58,8 @@ pub enum Status {
     Index = -9,
     /// This processor has no kernels of that name.
     NoSuchKernels = -10,
+    /// The model's weights are f32 or f16, and this library was built without the engine for them.
+    NoFloat = -11,
     /// The bytes are no .nadir file.
     ModelMagic = -20,
     /// The model file is of a version that this library does not read.
@@ -98,6 +100,7 @@ impl Status {
         Self::UnknownValue,
         Self::Index,
         Self::NoSuchKernels,
+        Self::NoFloat,
         Self::ModelMagic,
         Self::ModelVersion,
         Self::ModelLength,
@@ -126,6 +129,7 @@ impl Status {
             Self::UnknownValue => c"a number is none of those possible",
             Self::Index => c"an index lies beyond the last",
             Self::NoSuchKernels => c"this processor has no kernels of that name",
+            Self::NoFloat => c"this library runs int8 models only",
             Self::ModelMagic => c"not a .nadir model",
             Self::ModelVersion => c"a model file of a version that is not known",
             Self::ModelLength => c"the model file is cut off or too long",
@@ -237,6 +241,7 @@ impl From<EmbedError> for Failure {
                 (Status::Misaligned, "arena", address, crate::encoder::ARENA_ALIGNMENT)
             }
             EmbedError::EmbeddingLength { found, expected } => (Status::Length, "embedding", found, expected),
+            EmbedError::NoFloat => (Status::NoFloat, "model", 0, 0),
         };
         Self::new(status, what, found as u64, expected as u64)
     }

@@ -4,8 +4,8 @@ use crate::model::{Architecture, Place, STAGES};
 
 /// The next step of an engine. The rest of the state is the arena.
 ///
-/// One step is a strip of one pass over one part of the encoder, so that its time is bounded. A run that stops between any two steps and goes on
-/// later, with the arena untouched, gives the same embedding.
+/// One step is a strip of one pass over one part of the encoder, so that its time is bounded. A run that stops between any
+/// two steps and goes on later, with the arena untouched, gives the same embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cursor {
     /// The part of the encoder.
@@ -34,7 +34,8 @@ impl Cursor {
         Cursor { pass: self.pass + 1, row: 0, ..self }
     }
 
-    /// The beginning of the next part: stem; then per stage its downsampling (not before stage 0) and its blocks; then the head, after which there is none.
+    /// The beginning of the next part: stem; then per stage its downsampling (not before stage 0) and its blocks; then the
+    /// head, after which there is none.
     pub fn next_place(self, arch: &Architecture) -> Option<Cursor> {
         let place = match self.place {
             Place::Stem => Place::Block { stage: 0, block: 0 },

@@ -1,8 +1,9 @@
 //! The f32 and f16 engine.
 //!
-//! Maps are `[panels, height, width, 16]` in the arena, strips `[panels, pixels, 16]`: each kernel finds a panel's channels side by side and at a
-//! multiple of their size. [`crate::plan`] says what lies where. An f16 model differs only in how its convolutions' weights are stored: the
-//! weights of one job of a kernel are widened into the arena, and the same f32 kernels run.
+//! Maps are `[panels, height, width, 16]` in the arena, strips `[panels, pixels, 16]`: each kernel finds a panel's channels
+//! side by side and at a multiple of their size. [`crate::plan`] says what lies where. An f16 model differs only in how its
+//! convolutions' weights are stored: the weights of one job of a kernel are widened into the arena, and the same f32 kernels
+//! run.
 //!
 //! A block is two passes, because Global Response Normalization needs the norm of each hidden channel over the whole map:
 //!
@@ -151,7 +152,8 @@ impl<'m> Engine<'m> {
         }
     }
 
-    /// Dense layer with the weight in section `index` and the bias after it. `after` is called with each panel of outputs once it is complete.
+    /// Dense layer with the weight in section `index` and the bias after it. `after` is called with each panel of outputs
+    /// once it is complete.
     fn dense(
         &self,
         index: usize,
@@ -176,7 +178,8 @@ impl<'m> Engine<'m> {
                 let group = group(panels - panel);
                 let stride = inputs * PANEL;
                 let start = panel * stride + done * PANEL;
-                // The same inputs of the next panels, or else the next inputs of the first: a hint, so that they need not be there.
+                // The same inputs of the next panels, or else the next inputs of the first: a hint, so that they need not be
+                // there.
                 let after_this = if panel + group < panels { start + group * stride } else { (done + len) * PANEL };
                 let (weights, weight_stride, next) = match weights {
                     Weights::F32(weights) => (&weights[start..], stride, weights.get(after_this..).unwrap_or(&[])),
@@ -219,8 +222,8 @@ impl<'m> Engine<'m> {
         (self.kernels.layer_norm)(&norm, values, pixels, stride);
     }
 
-    /// One row of the map of stage 0: the rows of the initial convolution under the stem's kernel, normalised and activated, then the
-    /// depthwise stem with kernel and stride `k`, normalised.
+    /// One row of the map of stage 0: the rows of the initial convolution under the stem's kernel, normalised and activated,
+    /// then the depthwise stem with kernel and stride `k`, normalised.
     ///
     /// Rows of the tile stand in a ring, row `y` (counted with the padding) in slot `y % (k + 2)`, so that each is read once.
     fn stem(&self, tile: &Tile<'_>, arena: &mut [f32], cursor: Cursor) -> Option<Cursor> {
@@ -330,8 +333,8 @@ impl<'m> Engine<'m> {
         (start + panel < regions.hidden).then_some(cursor.at_row(cursor.row + 1))
     }
 
-    /// A strip of a block's first pass: `GELU(pointwise1(LN(depthwise(x))))`, into the hidden map; the map stays as it is until the
-    /// whole hidden map is known.
+    /// A strip of a block's first pass: `GELU(pointwise1(LN(depthwise(x))))`, into the hidden map; the map stays as it is
+    /// until the whole hidden map is known.
     fn expand(&self, stage: usize, block: usize, arena: &mut [f32], cursor: Cursor) -> Option<Cursor> {
         let Arena { map, hidden, strip, aside: squares, wide } =
             Arena::split(arena, &FloatRegions::block(self.arch, stage, self.half));
@@ -365,8 +368,8 @@ impl<'m> Engine<'m> {
         Some(if next < grid { cursor.at_row(next) } else { cursor.next_pass().at_row(cursor.row) })
     }
 
-    /// A strip of a block's second pass: `x += pointwise2(GRN(hidden))`. From the last strip to the first, because what the first pass wrote last is
-    /// still in cache.
+    /// A strip of a block's second pass: `x += pointwise2(GRN(hidden))`. From the last strip to the first, because what the
+    /// first pass wrote last is still in cache.
     fn project(&self, stage: usize, block: usize, arena: &mut [f32], cursor: Cursor) -> Option<Cursor> {
         let Arena { map, hidden, aside: multiplier, wide, .. } =
             Arena::split(arena, &FloatRegions::block(self.arch, stage, self.half));

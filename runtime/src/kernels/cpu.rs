@@ -1,11 +1,11 @@
 //! Which instruction sets this processor and its operating system offer.
 //!
-//! `std`'s detection is not there without `std`, so this asks CPUID itself. A vector instruction may be used only if the processor has it
-//! *and* the operating system saves the wider registers when it switches threads; XCR0 tells the latter. The answer is kept, because under
-//! a hypervisor every CPUID costs tens of microseconds.
+//! `std`'s detection is not there without `std`, so this asks CPUID itself. A vector instruction may be used only if the
+//! processor has it *and* the operating system saves the wider registers when it switches threads; XCR0 tells the latter.
+//! The answer is kept, because under a hypervisor every CPUID costs tens of microseconds.
 //!
-//! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapters 14.3 (AVX), 14.5.3 (FMA, F16C) and 15.2
-//! (AVX-512); volume 2, CPUID.
+//! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapters 14.3 (AVX), 14.5.3 (FMA, F16C)
+//! and 15.2 (AVX-512); volume 2, CPUID.
 #![allow(unsafe_code)]
 
 use core::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};

@@ -1,5 +1,5 @@
-//! The inner loops. The integer kernels of every instruction set agree with the scalar ones, which are the specification, to the bit; the
-//! float kernels agree within the bounds that each states.
+//! The inner loops. The integer kernels of every instruction set agree with the scalar ones, which are the specification, to
+//! the bit; the float kernels agree within the bounds that each states.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod cpu;

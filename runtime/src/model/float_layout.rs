@@ -1,6 +1,7 @@
 //! Which sections an f32 or f16 model has.
 //!
-//! All maps are `[panels, height, width, 16]` in the runtime, and weights are stored in the order in which the kernels read them. A *panel* is a group of [`PANEL`] output channels; the last panel of a tensor is filled with zeros.
+//! All maps are `[panels, height, width, 16]` in the runtime, and weights are stored in the order in which the kernels read
+//! them. A *panel* is a group of [`PANEL`] output channels; the last panel of a tensor is filled with zeros.
 //!
 //! | tensor | shape | element (...) at |
 //! | --- | --- | --- |
@@ -8,8 +9,9 @@
 //! | depthwise weight (`c` channels, `t` taps) | `[panels, t, 16]` | channel `c`, tap `i`: `(c / 16 * t + i) * 16 + c % 16` |
 //! | everything else | `[channels]` | channel |
 //!
-//! Inputs of the initial 3x3 convolution are ordered `(row, column, band)`, those of a 2x2 downsampling `(row, column, channel)`,
-//! taps `(row, column)`. In an f16 model the weights of the convolutions are f16; biases, LayerNorm and GRN stay f32.
+//! Inputs of the initial 3x3 convolution are ordered `(row, column, band)`, those of a 2x2 downsampling `(row, column,
+//! channel)`, taps `(row, column)`. In an f16 model the weights of the convolutions are f16; biases, LayerNorm and GRN stay
+//! f32.
 
 use super::{Architecture, Dtype, Place, STAGES, SectionSpec};
 

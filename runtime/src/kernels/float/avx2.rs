@@ -1,6 +1,7 @@
 //! AVX2 with FMA and F16C: 8 lanes, 16 registers.
 //!
-//! **Dense.** One panel (2 registers) by up to 6 pixels: 12 accumulators, 2 registers of weights, 1 input; 8 loads for 12 multiply-adds.
+//! **Dense.** One panel (2 registers) by up to 6 pixels: 12 accumulators, 2 registers of weights, 1 input; 8 loads for 12
+//! multiply-adds.
 //!
 //! **Depthwise.** Half a panel, one row, up to 7 outputs: 7 accumulators, 7 weights and 1 input.
 #![allow(unsafe_code)]

@@ -1,20 +1,22 @@
 //! AVX-512F: 16 lanes, 32 registers, fused multiply-add.
 //!
-//! **Dense.** 2 panels by up to 14 pixels: 28 accumulators, 2 registers of weights, 1 input; for 28 multiply-adds there are 16 loads, so the
-//! two multiply-add ports are the limit (two loads a cycle would do 28). Three panels at once by up to 9 pixels where their number is
-//! odd: a lone panel by 14 would load 15 times for 14 multiply-adds.
+//! **Dense.** 2 panels by up to 14 pixels: 28 accumulators, 2 registers of weights, 1 input; for 28 multiply-adds there are
+//! 16 loads, so the two multiply-add ports are the limit (two loads a cycle would do 28). Three panels at once by up to 9
+//! pixels where their number is odd: a lone panel by 14 would load 15 times for 14 multiply-adds.
 //!
-//! **Depthwise.** Two rows by up to 8 outputs: 16 accumulators and 2 x 7 weights, 14 loads of inputs for up to 112 multiply-adds.
+//! **Depthwise.** Two rows by up to 8 outputs: 16 accumulators and 2 x 7 weights, 14 loads of inputs for up to 112
+//! multiply-adds.
 //!
-//! **LayerNorm.** 16 pixels at a time: their 16 sums are brought into one register by a tree of 15 additions, so that the root and the division
-//! are done once for all.
+//! **LayerNorm.** 16 pixels at a time: their 16 sums are brought into one register by a tree of 15 additions, so that the
+//! root and the division are done once for all.
 //!
-//! **GELU.** `F(|x|) - 1/2` by a cubic for each of 32 intervals of width [`STEP`]; the coefficients of an interval are picked from two registers by one permutation each.
-//! No division, 14 instructions.
+//! **GELU.** `F(|x|) - 1/2` by a cubic for each of 32 intervals of width [`STEP`]; the coefficients of an interval are
+//! picked from two registers by one permutation each. No division, 14 instructions.
 //!
-//! **Measured** 2026-11-22 on one core of a shared Xeon (family 6, model 207), against a loop of multiply-adds in registers (86 to 89 GMAC/s): dense layers
-//! of the atto encoder 88 % (40 inputs) to 97 % (160 and more) with their data in the second cache, 84 to 96 % where the weights come from the third;
-//! GELU 3.9 G values a second; the whole 12-band atto at 56x56 8.2 ms, 1.40 times the time of its multiply-adds alone.
+//! **Measured** (benches/runs/2026-11-22-float-kernels.md) on one core of a shared Xeon (family 6, model 207), against a
+//! loop of multiply-adds in registers: dense layers of the atto encoder undisturbed 88 % (40 inputs) to 97 % (160 and more)
+//! with their data in the second cache, 89 to 98 % where the weights come from the third; GELU 4.9 G values a second; the
+//! whole 12-band atto at 56x56 1.34 times the time of its multiply-adds alone.
 #![allow(unsafe_code)]
 
 use core::arch::x86_64::*;
@@ -182,7 +184,8 @@ fn layer_norm(norm: &LayerNorm<'_>, values: &mut [f32], pixels: usize, stride: u
     }
 }
 
-/// LayerNorm of the first `count` pixels, at most [`PIXELS`]. Where there are fewer, the last one's statistics are computed several times.
+/// LayerNorm of the first `count` pixels, at most [`PIXELS`]. Where there are fewer, the last one's statistics are computed
+/// several times.
 ///
 /// # Safety
 /// `values` has `count` pixels, at least one, and was checked; the processor has AVX-512F.
@@ -272,9 +275,11 @@ unsafe fn sum_each(v: [__m512; PIXELS]) -> __m512 {
     }
 }
 
-/// Width of an interval; interval `i` is centred at `i * STEP`, and the last one is the tail, where the distribution function is 1.
+/// Width of an interval; interval `i` is centred at `i * STEP`, and the last one is the tail, where the distribution
+/// function is 1.
 const STEP: f32 = 0.18;
-/// Coefficients, from the constant upward, of the cubics in `|x| - i * STEP`, fitted for this project to the normal distribution function less 1/2.
+/// Coefficients, from the constant upward, of the cubics in `|x| - i * STEP`, fitted for this project to the normal
+/// distribution function less 1/2.
 #[rustfmt::skip]
 const CUBICS: [[f32; 32]; 4] = [
     [

@@ -6,16 +6,18 @@
 //! | `shared.rs` | the kernels, written once over such registers |
 //! | `scalar.rs`, `avx2.rs`, `avx512.rs`, `neon.rs` | one set each: its registers, its tiles, and what it does in its own way |
 //!
-//! Layout: values of several pixels stand *panel by panel*, `[panels, pixels, 16]`: the 16 channels of a panel are one AVX-512 register, two of AVX2
-//! or four of NEON, always from a multiple of 64 bytes if the arena is. Channels that fill up the last panel are zero in maps as in
-//! weights ([`crate::model::float_layout`]), and every kernel leaves them zero.
+//! Layout: values of several pixels stand *panel by panel*, `[panels, pixels, 16]`: the 16 channels of a panel are one
+//! AVX-512 register, two of AVX2 or four of NEON, always from a multiple of 64 bytes if the arena is. Channels that fill up
+//! the last panel are zero in maps as in weights ([`crate::model::float_layout`]), and every kernel leaves them zero.
 //!
-//! **Bits.** Every output channel has its own lane, and a lane adds its products in a fixed order: where a strip or a tile begins does not show in the
-//! result, and one set gives the same bits for the same tile always. Different sets may differ in the last bits, because some fuse
-//! multiplication and addition and they add up the lanes of a reduction differently. Only the integer engine promises equal bits everywhere.
+//! **Bits.** Every output channel has its own lane, and a lane adds its products in a fixed order: where a strip or a tile
+//! begins does not show in the result, and one set gives the same bits for the same tile always. Different sets may differ
+//! in the last bits, because some fuse multiplication and addition and they add up the lanes of a reduction differently.
+//! Only the integer engine promises equal bits everywhere.
 //!
-//! **Error.** Relative to the same sums in float64 each dot product of `n` terms is within `(256 + n / 256 + 3) * 2^-24` of the sum of the magnitudes of its
-//! terms, for the engine adds at most [`CHUNK`] products before it adds them to the rest; a few times `sqrt(n) * 2^-24` is what one sees.
+//! **Error.** Relative to the same sums in float64 each dot product of `n` terms is within `(256 + n / 256 + 3) * 2^-24` of
+//! the sum of the magnitudes of its terms, for the engine adds at most [`CHUNK`] products before it adds them to the rest; a
+//! few times `sqrt(n) * 2^-24` is what one sees.
 
 mod scalar;
 mod shared;
@@ -185,7 +187,8 @@ impl LayerNorm<'_> {
 pub struct FloatKernels {
     /// Name: `scalar`, `avx2`, `avx512` or `neon`.
     pub name: &'static str,
-    /// Dense layer: `output[panel, p, o] = sum_i input[p, i] * weights[panel, i, o]`, plus the bias, plus what was there if so asked.
+    /// Dense layer: `output[panel, p, o] = sum_i input[p, i] * weights[panel, i, o]`, plus the bias, plus what was there if
+    /// so asked.
     pub(crate) dense: fn(job: &Dense<'_>, output: &mut [f32]),
     /// 7x7 depthwise convolution into `output`, `[rows, side, 16]`.
     pub(crate) depthwise: fn(job: &Depthwise<'_>, output: &mut [f32]),
@@ -193,13 +196,14 @@ pub struct FloatKernels {
     pub(crate) stem: fn(job: &Stem<'_>, output: &mut [f32]),
     /// LayerNorm in place of `pixels` pixels; from one panel to the next there are `stride` values.
     pub(crate) layer_norm: fn(norm: &LayerNorm<'_>, values: &mut [f32], pixels: usize, stride: usize),
-    /// GELU (by the normal distribution function) in place of one panel `[pixels, 16]`, within `3e-7 max(1, |x|)`; the squares of the results are summed
-    /// row by row (of `row` pixels) and each row's sum is added to `sums`.
+    /// GELU (by the normal distribution function) in place of one panel `[pixels, 16]`, within `3e-7 max(1, |x|)`; the
+    /// squares of the results are summed row by row (of `row` pixels) and each row's sum is added to `sums`.
     pub(crate) gelu: fn(values: &mut [f32], row: usize, sums: &mut [f32; PANEL]),
-    /// Global Response Normalization: replaces the sum of squares of each channel by its multiplier, `1 + gamma norm / (mean norm + eps)`. As many
-    /// channels as `gamma` is long, filled up to whole panels by zeros.
+    /// Global Response Normalization: replaces the sum of squares of each channel by its multiplier, `1 + gamma norm / (mean
+    /// norm + eps)`. As many channels as `gamma` is long, filled up to whole panels by zeros.
     pub(crate) grn: fn(squares: &mut [f32], gamma: &[f32], eps: f32),
-    /// `value * multiplier + offset` in place over `[panels, pixels, 16]`; the multiplier is filled up to whole panels, the offset is not.
+    /// `value * multiplier + offset` in place over `[panels, pixels, 16]`; the multiplier is filled up to whole panels, the
+    /// offset is not.
     pub(crate) scale: fn(values: &mut [f32], multiplier: &[f32], offset: &[f32]),
     /// Widens finite f16 values, given by their bits. Exact, subnormal values included.
     pub(crate) widen: fn(bits: &[u16], values: &mut [f32]),

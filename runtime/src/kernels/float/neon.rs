@@ -1,6 +1,7 @@
 //! NEON of AArch64: 4 lanes, 32 registers; part of the base architecture.
 //!
-//! **Dense.** One panel (4 registers) by up to 6 pixels: 24 accumulators, 4 registers of weights, 1 input; 10 loads for 24 multiply-adds.
+//! **Dense.** One panel (4 registers) by up to 6 pixels: 24 accumulators, 4 registers of weights, 1 input; 10 loads for 24
+//! multiply-adds.
 //!
 //! **Depthwise.** A quarter of a panel, two rows by up to 7 outputs: 14 accumulators, 14 weights and 1 input.
 #![allow(unsafe_code)]

@@ -1,7 +1,7 @@
 //! The set that runs everywhere: plain Rust.
 //!
-//! A "register" is an array of four values, which the compiler turns into one register where it has one (SSE2 on every x86-64) and
-//! into four scalar operations where it has none (Cortex-M). Multiplication and addition round separately.
+//! A "register" is an array of four values, which the compiler turns into one register where it has one (SSE2 on every
+//! x86-64) and into four scalar operations where it has none (Cortex-M). Multiplication and addition round separately.
 //!
 //! Tile: 2 pixels by one panel, eight accumulators of four lanes beside four registers of weights and one input: what the 16
 //! registers of SSE2 hold. The depthwise kernel keeps the 7 weights of a kernel row and 4 outputs.

@@ -1,13 +1,14 @@
 //! The kernels, written once over [`Vector`]; each set's file compiles them for its instructions and chooses the tile.
 //!
-//! **Dense.** A tile of `N` registers of outputs by `M` pixels stays in registers for a whole run of inputs: each input of a pixel is put into all
-//! lanes once and multiplied with `N` registers of weights, each register of weights with `M` inputs. Because a strip is stored panel
-//! by panel, the inputs of the tile's pixels are [`PANEL`] values apart, so that their addresses are constants from one pointer.
-//! What remains of a strip is shared out evenly among its tiles (54 pixels in tiles of at most 14: 14, 14, 13, 13).
+//! **Dense.** A tile of `N` registers of outputs by `M` pixels stays in registers for a whole run of inputs: each input of a
+//! pixel is put into all lanes once and multiplied with `N` registers of weights, each register of weights with `M` inputs.
+//! Because a strip is stored panel by panel, the inputs of the tile's pixels are [`PANEL`] values apart, so that their
+//! addresses are constants from one pointer. What remains of a strip is shared out evenly among its tiles (54 pixels in
+//! tiles of at most 14: 14, 14, 13, 13).
 //!
-//! **Depthwise.** The 7 weights of a kernel row stay in registers; each input that a run of `W` outputs can see is read once and goes into up to
-//! 7 of them. With two output rows at a time it goes into up to 14. Columns and rows beyond the border are left out, by a branch a
-//! column that is predicted well.
+//! **Depthwise.** The 7 weights of a kernel row stay in registers; each input that a run of `W` outputs can see is read once
+//! and goes into up to 7 of them. With two output rows at a time it goes into up to 14. Columns and rows beyond the border
+//! are left out, by a branch a column that is predicted well.
 //!
 //! Every function here is compiled into its caller, which is compiled for the instruction set of `V`.
 #![allow(unsafe_code)]
@@ -30,7 +31,8 @@ pub(super) fn parts(total: usize, most: usize) -> impl Iterator<Item = (usize, u
     (0..count).map(move |i| (i * each + i.min(longer), each + usize::from(i < longer)))
 }
 
-/// Runs a dense job in tiles of `$n` registers (`$group` panels) by each of the numbers of pixels listed, which are 1, 2, 3 and so on.
+/// Runs a dense job in tiles of `$n` registers (`$group` panels) by each of the numbers of pixels listed, which are 1, 2, 3
+/// and so on.
 macro_rules! tiles {
     ($vector:ty, $n:literal, $group:literal: [$($m:literal),+], $job:expr, $output:expr) => {{
         let (job, output): (&$crate::kernels::float::Dense<'_>, &mut [f32]) = ($job, $output);
@@ -39,7 +41,8 @@ macro_rules! tiles {
             let tiles = $crate::kernels::float::shared::parts(job.pixels, [$($m),+].len());
             for (index, (pixel, count)) in tiles.enumerate() {
                 match count {
-                    // SAFETY: the job was checked, the tile lies in it, and the set is handed out only where its instructions exist.
+                    // SAFETY: the job was checked, the tile lies in it, and the set is handed out only where its
+                    // instructions exist.
                     $($m => unsafe {
                         $crate::kernels::float::shared::tile::<$vector, $n, $m>(job, panel, pixel, index, output)
                     },)+
@@ -56,13 +59,15 @@ macro_rules! blocks {
     ($vector:ty, $rows:literal: [$($w:literal),+], $job:expr, $output:expr) => {{
         let (job, output): (&$crate::kernels::float::Depthwise<'_>, &mut [f32]) = ($job, $output);
         job.check(output);
+        const LANES: usize = <$vector as $crate::kernels::float::vector::Vector>::LANES;
         let mut row = 0;
         while row < job.rows {
             let pair = job.rows - row >= $rows;
-            for lane in (0..$crate::model::float_layout::PANEL).step_by(<$vector as $crate::kernels::float::vector::Vector>::LANES) {
+            for lane in (0..$crate::kernels::float::PANEL).step_by(LANES) {
                 for (x, width) in $crate::kernels::float::shared::parts(job.side, [$($w),+].len()) {
                     match (width, pair) {
-                        // SAFETY: the job was checked, the block lies in it, and the set is handed out only where its instructions exist.
+                        // SAFETY: the job was checked, the block lies in it, and the set is handed out only where its
+                        // instructions exist.
                         $(($w, true) => unsafe {
                             $crate::kernels::float::shared::block::<$vector, $w, $rows>(job, row, x, lane, output)
                         },
@@ -155,7 +160,8 @@ pub(super) unsafe fn tile<V: Vector, const N: usize, const M: usize>(
     }
 }
 
-/// `W` outputs from column `x` on in each of `R` rows from row `row` of the job on, for the register of channels that begins at `lane`.
+/// `W` outputs from column `x` on in each of `R` rows from row `row` of the job on, for the register of channels that begins
+/// at `lane`.
 ///
 /// # Safety
 /// `job` was checked with this output and has these rows, columns and lanes; the processor has `V`.
@@ -283,8 +289,8 @@ pub(super) unsafe fn layer_norm<V: Vector>(norm: &LayerNorm<'_>, values: &mut [f
     present[..channels - (panels - 1) * PANEL].fill(1.0);
     let n = channels as f32;
     for pixel in 0..pixels {
-        // SAFETY: the check covered every panel of every pixel; weight and bias are read in place only where a whole panel is left,
-        // and the caller vouches for `V`.
+        // SAFETY: the check covered every panel of every pixel; weight and bias are read in place only where a whole panel
+        // is left, and the caller vouches for `V`.
         unsafe {
             let at = values.as_mut_ptr().add(pixel * PANEL);
             let mut sum = V::splat(0.0);
@@ -324,8 +330,8 @@ pub(super) unsafe fn layer_norm<V: Vector>(norm: &LayerNorm<'_>, values: &mut [f
 
 /// From here on the normal distribution's tail is below half a unit of the last place of 1.
 const TAIL: f32 = 5.625;
-/// Numerator and denominator, in powers of `x^2`, of a rational function `N / D` for which `x N / D + 1/2` is the normal distribution function
-/// on 0 to [`TAIL`], fitted for this project: within 3.1e-8 before rounding, 2e-7 in f32.
+/// Numerator and denominator, in powers of `x^2`, of a rational function `N / D` for which `x N / D + 1/2` is the normal
+/// distribution function on 0 to [`TAIL`], fitted for this project: within 3.1e-8 before rounding, 2e-7 in f32.
 const NUMERATOR: [f32; 6] =
     [0.398_941_96, 0.035_940_617, 0.004_810_968, 0.000_191_022_48, 6.587_453_8e-6, 2.158_813_2e-8];
 const DENOMINATOR: [f32; 6] = [1.0, 0.256_752_82, 0.029_856_728, 0.002_008_535_4, 0.000_081_234_444, 1.181_292_3e-6];
@@ -372,7 +378,8 @@ pub(super) unsafe fn gelu<V: Vector>(values: &mut [f32], row: usize, sums: &mut 
 pub(super) unsafe fn grn<V: Vector>(squares: &mut [f32], gamma: &[f32], eps: f32) {
     assert_eq!(squares.len(), gamma.len().next_multiple_of(PANEL), "one sum a lane of gamma's panels");
     let last = last_panel(gamma);
-    // SAFETY: each address is that of a register's lanes in a panel of `squares`, `gamma` or `last`; the caller vouches for `V`.
+    // SAFETY: each address is that of a register's lanes in a panel of `squares`, `gamma` or `last`; the caller vouches for
+    // `V`.
     unsafe {
         let mut total = V::splat(0.0);
         for run in squares.chunks_exact_mut(V::LANES) {

@@ -4,8 +4,8 @@
 /// One register of f32 lanes. A [`PANEL`](crate::model::float_layout::PANEL) is a whole number of them.
 ///
 /// # Safety
-/// The lanes are `f32`, [`Vector::load`] and [`Vector::store`] touch exactly [`Vector::LANES`] values from their address on, which need
-/// not be aligned, and no method does anything else to memory.
+/// The lanes are `f32`, [`Vector::load`] and [`Vector::store`] touch exactly [`Vector::LANES`] values from their address on,
+/// which need not be aligned, and no method does anything else to memory.
 pub(super) unsafe trait Vector: Copy {
     /// Lanes: 4, 8 or 16.
     const LANES: usize;

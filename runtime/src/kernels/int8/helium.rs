@@ -36,8 +36,8 @@ pub static HELIUM: Int8Kernels = Int8Kernels {
     initial,
     // The compiler knows these vectors too.
     affine: |values, gain, offset, shift| scalar::affine(values, gain, offset, shift),
-    layer_norm: |values, norm, output| scalar::layer_norm(values, norm, output),
-    layer_norm_i16: |values, norm| scalar::layer_norm_i16(values, norm),
+    layer_norm: |values, norm, output| scalar::layer_norm::<0>(values, norm, output, crate::kernels::fixed::isqrt32),
+    layer_norm_i16: |values, norm| scalar::layer_norm_i16(values, norm, crate::kernels::fixed::isqrt32),
     expand,
     activate,
     project,
