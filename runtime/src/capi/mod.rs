@@ -87,7 +87,7 @@ pub enum Status {
 }
 
 impl Status {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 25] = [
         Self::Ok,
         Self::More,
         Self::NullPointer,
