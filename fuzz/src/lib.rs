@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use nadir::encoder::Encoder;
 use nadir::kernels::fixed;
 use nadir::kernels::int8::Int8Kernels;
-use nadir::model::{Architecture, ENTRY_BYTES, Model, Precision, crc32c};
+use nadir::model::{Architecture, ENTRY_BYTES, Model, ModelError, Precision, crc32c};
 use nadir::plan::int8::Passes;
 use nadir::triage::{frame, prototypes::Prototypes, record::Message};
 use nadir_formats::AlignedBytes;
@@ -128,7 +128,13 @@ pub fn hostile_model(data: &[u8]) {
         }
     }
     repair(&mut file);
-    let Ok(model) = Model::parse(&file) else { return };
+    // What the parser refuses it gets back as it was, so that the rest is run.
+    while let Err(ModelError::OutOfRange { index, .. } | ModelError::NotFinite { index, .. }) = Model::parse(&file) {
+        let (offset, len) = section(&file, index).unwrap();
+        file[offset..offset + len].copy_from_slice(&seeds()[precision][offset..offset + len]);
+        repair(&mut file);
+    }
+    let model = Model::parse(&file).unwrap();
     let mut random = Random::new(u64::from(*pixel));
     let tile: Vec<u8> = (0..model.tile_len())
         .map(|_| match pixel % 4 {
