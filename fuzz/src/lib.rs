@@ -12,8 +12,11 @@ use nadir_formats::AlignedBytes;
 use nadir_quantize::testing::{Random, random_encoder, random_tiles};
 use nadir_quantize::{float, int8};
 
+/// What a fuzzer calls.
+pub type Body = fn(&[u8]);
+
 /// The bodies, by name.
-pub const TARGETS: [(&str, fn(&[u8])); 3] =
+pub const TARGETS: [(&str, Body); 3] =
     [("parser", parser), ("hostile_model", hostile_model), ("fixed_point", fixed_point)];
 
 /// The smallest models with every kind of layer: int8 and f32.
@@ -122,6 +125,11 @@ pub fn hostile_model(data: &[u8]) {
                 }
             }
             2 => file[offset..offset + len].fill(value),
+            // Values of 12 bits, which multipliers and GELU tables may have.
+            3 if edit[2] & 0x80 == 0 => {
+                let value = u16::from_le_bytes([edit[1], edit[2] & 0x0f]).to_le_bytes();
+                file[offset..offset + len].chunks_mut(2).for_each(|pair| pair.copy_from_slice(&value[..pair.len()]));
+            }
             _ => {
                 file[offset..offset + len].chunks_mut(2).for_each(|pair| pair.copy_from_slice(&edit[1..1 + pair.len()]))
             }

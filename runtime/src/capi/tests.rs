@@ -65,7 +65,9 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn embeddings_are_those_of_rust_at_once_and_in_steps() {
-    for precision in [Precision::Int8, Precision::F32, Precision::F16] {
+    // f16 differs from f32 in how weights are read only: Miri has no time for it.
+    let precisions = [Precision::Int8, Precision::F32, Precision::F16];
+    for precision in precisions.into_iter().take(if cfg!(miri) { 2 } else { 3 }) {
         let it = open(precision, usize::MAX);
         let (tile, expected) = (pixels(), expected(&it.file));
         let (mut out, mut steps) = ([0f32; 9], 0);
