@@ -2,6 +2,7 @@
 extern crate std;
 
 use std::ops::Deref;
+use std::sync::OnceLock;
 use std::vec;
 use std::vec::Vec;
 
@@ -43,6 +44,12 @@ impl Deref for Aligned {
 
 /// The smallest model of a precision that has every kind of layer: tiles of 16 x 16 pixels, bands B4 and B3.
 pub(crate) fn tiny(precision: Precision) -> Aligned {
+    // Made once: finding the constants takes Miri long.
+    static FILES: [OnceLock<Aligned>; 3] = [const { OnceLock::new() }; 3];
+    Aligned::copy_of(FILES[precision as usize].get_or_init(|| make(precision)))
+}
+
+fn make(precision: Precision) -> Aligned {
     let architecture = Architecture {
         tile_size: 16,
         patch_size: 8,
