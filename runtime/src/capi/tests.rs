@@ -17,7 +17,7 @@ use crate::triage::record::{Message, Rung};
 /// Dimension of the embeddings of [`tiny`].
 const VALUES: usize = 7;
 /// Steps for which Miri has time: what is unsafe here happens in each of them.
-const MIRI_STEPS: usize = 3;
+const MIRI_STEPS: usize = 1;
 
 /// A value whose bytes are all zero.
 fn blank<T>() -> T {
@@ -39,11 +39,9 @@ struct Opened {
 
 fn open(precision: Precision, budget: usize) -> Opened {
     let file = tiny(precision);
-    let (mut bytes, mut encoder, mut error) = (0, null_mut(), blank::<ErrorDetail>());
+    let (bytes, mut encoder, mut error) = (budget.min(1 << 17), null_mut(), blank::<ErrorDetail>());
     // SAFETY: all pointers are to local variables of the lengths given.
     unsafe {
-        let status = nadir_required_bytes(file.as_ptr(), file.len(), budget, &mut bytes, &mut error);
-        assert_eq!(status, Status::Ok, "{error:?}");
         let mut arena = Aligned::filled(bytes, 0xa5);
         let status =
             nadir_open(file.as_ptr(), file.len(), arena.bytes_mut().as_mut_ptr(), bytes, &mut encoder, &mut error);
@@ -128,7 +126,10 @@ fn less_memory_gives_the_same_bits() {
         let status = nadir_required_bytes(file.as_ptr(), file.len(), 0, &mut most, &mut error);
         assert_eq!((status, error.found), (Status::ArenaTooSmall, 0));
     }
-    let least = error.expected as usize;
+    let (least, mut bytes) = (error.expected as usize, 0);
+    // SAFETY: as above.
+    let status = unsafe { nadir_required_bytes(file.as_ptr(), file.len(), least + 1, &mut bytes, null_mut()) };
+    assert_eq!((status, bytes), (Status::Ok, least));
     assert!(least < most && least > NADIR_HANDLE_BYTES);
     let it = open(Precision::Int8, least);
     assert_eq!(it.arena.len(), least);
@@ -138,7 +139,7 @@ fn less_memory_gives_the_same_bits() {
         assert_eq!(nadir_describe(it.encoder, &mut info), Status::Ok);
         assert_eq!((info.arena_bytes, info.two_passes > 0), (least as u64, true));
         if cfg!(miri) {
-            return some_steps(&it);
+            return;
         }
         let tile = pixels();
         let status = nadir_embed(it.encoder, 0, tile.as_ptr().cast(), 512, out.as_mut_ptr(), VALUES, null_mut());
