@@ -5,15 +5,18 @@ use std::sync::OnceLock;
 use nadir::encoder::Encoder;
 use nadir::kernels::fixed;
 use nadir::kernels::int8::Int8Kernels;
-use nadir::model::{Architecture, ENTRY_BYTES, Model, Precision, crc32c};
+use nadir::model::{Architecture, ENTRY_BYTES, Model, ModelError, Precision, crc32c};
 use nadir::plan::int8::Passes;
 use nadir::triage::{frame, prototypes::Prototypes, record::Message};
 use nadir_formats::AlignedBytes;
 use nadir_quantize::testing::{Random, random_encoder, random_tiles};
 use nadir_quantize::{float, int8};
 
+/// What a fuzzer calls.
+pub type Body = fn(&[u8]);
+
 /// The bodies, by name.
-pub const TARGETS: [(&str, fn(&[u8])); 3] =
+pub const TARGETS: [(&str, Body); 3] =
     [("parser", parser), ("hostile_model", hostile_model), ("fixed_point", fixed_point)];
 
 /// The smallest models with every kind of layer: int8 and f32.
@@ -122,13 +125,24 @@ pub fn hostile_model(data: &[u8]) {
                 }
             }
             2 => file[offset..offset + len].fill(value),
+            // Values of 12 bits, which multipliers and GELU tables may have.
+            3 if edit[2] & 0x80 == 0 => {
+                let value = u16::from_le_bytes([edit[1], edit[2] & 0x0f]).to_le_bytes();
+                file[offset..offset + len].chunks_mut(2).for_each(|pair| pair.copy_from_slice(&value[..pair.len()]));
+            }
             _ => {
                 file[offset..offset + len].chunks_mut(2).for_each(|pair| pair.copy_from_slice(&edit[1..1 + pair.len()]))
             }
         }
     }
     repair(&mut file);
-    let Ok(model) = Model::parse(&file) else { return };
+    // What the parser refuses it gets back as it was, so that the rest is run.
+    while let Err(ModelError::OutOfRange { index, .. } | ModelError::NotFinite { index, .. }) = Model::parse(&file) {
+        let (offset, len) = section(&file, index).unwrap();
+        file[offset..offset + len].copy_from_slice(&seeds()[precision][offset..offset + len]);
+        repair(&mut file);
+    }
+    let model = Model::parse(&file).unwrap();
     let mut random = Random::new(u64::from(*pixel));
     let tile: Vec<u8> = (0..model.tile_len())
         .map(|_| match pixel % 4 {

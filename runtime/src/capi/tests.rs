@@ -14,7 +14,12 @@ use crate::model::{Model, Precision};
 use crate::triage::prototypes;
 use crate::triage::record::{Message, Rung};
 
-/// Values that fill every byte, to see what a function wrote.
+/// Dimension of the embeddings of [`tiny`].
+const VALUES: usize = 7;
+/// Steps for which Miri has time: what is unsafe here happens in each of them.
+const MIRI_STEPS: usize = 1;
+
+/// A value whose bytes are all zero.
 fn blank<T>() -> T {
     // SAFETY: only used for structs of plain numbers, and enums of which 0 is a value.
     unsafe { std::mem::zeroed() }
@@ -34,11 +39,9 @@ struct Opened {
 
 fn open(precision: Precision, budget: usize) -> Opened {
     let file = tiny(precision);
-    let (mut bytes, mut encoder, mut error) = (0, null_mut(), blank::<ErrorDetail>());
+    let (bytes, mut encoder, mut error) = (budget.min(1 << 17), null_mut(), blank::<ErrorDetail>());
     // SAFETY: all pointers are to local variables of the lengths given.
     unsafe {
-        let status = nadir_required_bytes(file.as_ptr(), file.len(), budget, &mut bytes, &mut error);
-        assert_eq!(status, Status::Ok, "{error:?}");
         let mut arena = Aligned::filled(bytes, 0xa5);
         let status =
             nadir_open(file.as_ptr(), file.len(), arena.bytes_mut().as_mut_ptr(), bytes, &mut encoder, &mut error);
@@ -63,30 +66,49 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
+/// The first steps of two runs, the second of which ends the first, and the end of the encoder.
+fn some_steps(it: &Opened) {
+    let (tile, mut out) = (pixels(), [0f32; VALUES]);
+    // SAFETY: the encoder is open; tile and result are local variables.
+    unsafe {
+        for _ in 0..2 {
+            let tile = tile.as_ptr().cast();
+            assert_eq!(nadir_start(it.encoder, 0, tile, 512, out.as_mut_ptr(), VALUES, null_mut()), Status::More);
+            for _ in 0..MIRI_STEPS {
+                assert_eq!(nadir_step(it.encoder, null_mut()), Status::More);
+            }
+        }
+        assert_eq!(nadir_close(it.encoder), Status::Ok);
+        assert_eq!(nadir_step(it.encoder, null_mut()), Status::NotOpen);
+    }
+}
+
 #[test]
 fn embeddings_are_those_of_rust_at_once_and_in_steps() {
     for precision in [Precision::Int8, Precision::F32, Precision::F16] {
+        if cfg!(miri) {
+            // Other precisions differ in the engine, which is safe code.
+            return some_steps(&open(Precision::Int8, usize::MAX));
+        }
         let it = open(precision, usize::MAX);
         let (tile, expected) = (pixels(), expected(&it.file));
-        let (mut out, mut steps) = ([0f32; 9], 0);
+        let (mut out, mut steps) = ([0f32; VALUES], 0);
         // SAFETY: the encoder is open; tile and result are local variables.
         unsafe {
             let tile = tile.as_ptr().cast();
-            assert_eq!(nadir_start(it.encoder, 0, tile, 512, out.as_mut_ptr(), 9, null_mut()), Status::More);
+            assert_eq!(nadir_start(it.encoder, 0, tile, 512, out.as_mut_ptr(), VALUES, null_mut()), Status::More);
             loop {
                 steps += 1;
                 match nadir_step(it.encoder, null_mut()) {
-                    Status::More => assert_eq!(out, [0.0; 9]),
+                    Status::More => assert_eq!(out, [0.0; VALUES]),
                     end => break assert_eq!(end, Status::Ok),
                 }
             }
             assert_eq!(bits(&out), expected);
             assert_eq!(nadir_step(it.encoder, null_mut()), Status::NotStarted);
-            if !cfg!(miri) || precision == Precision::Int8 {
-                let mut again = [0f32; 9];
-                assert_eq!(nadir_embed(it.encoder, 0, tile, 512, again.as_mut_ptr(), 9, null_mut()), Status::Ok);
-                assert_eq!(bits(&again), expected);
-            }
+            let mut again = [0f32; VALUES];
+            assert_eq!(nadir_embed(it.encoder, 0, tile, 512, again.as_mut_ptr(), VALUES, null_mut()), Status::Ok);
+            assert_eq!(bits(&again), expected);
             assert_eq!(nadir_close(it.encoder), Status::Ok);
             assert_eq!(nadir_close(it.encoder), Status::NotOpen);
         }
@@ -104,17 +126,23 @@ fn less_memory_gives_the_same_bits() {
         let status = nadir_required_bytes(file.as_ptr(), file.len(), 0, &mut most, &mut error);
         assert_eq!((status, error.found), (Status::ArenaTooSmall, 0));
     }
-    let least = error.expected as usize;
+    let (least, mut bytes) = (error.expected as usize, 0);
+    // SAFETY: as above.
+    let status = unsafe { nadir_required_bytes(file.as_ptr(), file.len(), least + 1, &mut bytes, null_mut()) };
+    assert_eq!((status, bytes), (Status::Ok, least));
     assert!(least < most && least > NADIR_HANDLE_BYTES);
     let it = open(Precision::Int8, least);
     assert_eq!(it.arena.len(), least);
-    let (mut info, mut out) = (blank::<ModelInfo>(), [0f32; 9]);
+    let (mut info, mut out) = (blank::<ModelInfo>(), [0f32; VALUES]);
     // SAFETY: the encoder is open; the places are local variables.
     unsafe {
         assert_eq!(nadir_describe(it.encoder, &mut info), Status::Ok);
         assert_eq!((info.arena_bytes, info.two_passes > 0), (least as u64, true));
+        if cfg!(miri) {
+            return;
+        }
         let tile = pixels();
-        let status = nadir_embed(it.encoder, 0, tile.as_ptr().cast(), 512, out.as_mut_ptr(), 9, null_mut());
+        let status = nadir_embed(it.encoder, 0, tile.as_ptr().cast(), 512, out.as_mut_ptr(), VALUES, null_mut());
         assert_eq!(status, Status::Ok);
     }
     assert_eq!(bits(&out), expected(&it.file));
@@ -127,7 +155,10 @@ fn models_are_described() {
     // SAFETY: the encoder is open; the places are local variables.
     unsafe {
         assert_eq!(nadir_describe(it.encoder, &mut info), Status::Ok);
-        assert_eq!([info.tile_side, info.bands, info.tile_values, info.embedding_dimension], [16, 2, 512, 9]);
+        assert_eq!(
+            [info.tile_side, info.bands, info.tile_values, info.embedding_dimension],
+            [16, 2, 512, VALUES as u32]
+        );
         assert_eq!(
             (info.precision, words(&info.name), words(&info.embedding_space)),
             (WeightType::Int8, c"tiny", c"nowhere")
@@ -148,7 +179,7 @@ fn models_are_described() {
 #[test]
 fn bad_arguments_are_refused_and_named() {
     let it = open(Precision::Int8, usize::MAX);
-    let (tile, mut out, mut error) = (pixels(), [7f32; 10], blank::<ErrorDetail>());
+    let (tile, mut out, mut error) = (pixels(), [7f32; VALUES + 1], blank::<ErrorDetail>());
     let (good_tile, good_out) = (tile.as_ptr().cast::<c_void>(), out.as_mut_ptr());
     let arena = it.encoder.cast::<u8>();
     let arena_bytes = it.arena.len();
@@ -166,32 +197,32 @@ fn bad_arguments_are_refused_and_named() {
             }
         };
         let (encoder, elsewhere) = (it.encoder, [0u64; 512]);
-        refused(null_mut(), 0, good_tile, 512, good_out, 9, Status::NullPointer, c"encoder");
-        refused(elsewhere.as_ptr().cast_mut().cast(), 0, good_tile, 512, good_out, 9, Status::NotOpen, c"encoder");
-        refused(encoder.byte_add(1), 0, good_tile, 512, good_out, 9, Status::Misaligned, c"encoder");
-        refused(encoder, 3, good_tile, 512, good_out, 9, Status::UnknownValue, c"tile_type");
-        refused(encoder, 0, null(), 512, good_out, 9, Status::NullPointer, c"tile");
-        refused(encoder, 0, good_tile, 511, good_out, 9, Status::Length, c"tile");
+        refused(null_mut(), 0, good_tile, 512, good_out, VALUES, Status::NullPointer, c"encoder");
+        refused(elsewhere.as_ptr().cast_mut().cast(), 0, good_tile, 512, good_out, VALUES, Status::NotOpen, c"encoder");
+        refused(encoder.byte_add(1), 0, good_tile, 512, good_out, VALUES, Status::Misaligned, c"encoder");
+        refused(encoder, 3, good_tile, 512, good_out, VALUES, Status::UnknownValue, c"tile_type");
+        refused(encoder, 0, null(), 512, good_out, VALUES, Status::NullPointer, c"tile");
+        refused(encoder, 0, good_tile, 511, good_out, VALUES, Status::Length, c"tile");
         refused(
             encoder,
             1,
             good_tile.byte_add(good_tile.align_offset(2) ^ 1),
             512,
             good_out,
-            9,
+            VALUES,
             Status::Misaligned,
             c"tile",
         );
-        refused(encoder, 0, good_tile, usize::MAX, good_out, 9, Status::Length, c"tile");
-        refused(encoder, 0, arena.cast(), 512, good_out, 9, Status::Overlap, c"tile");
-        refused(encoder, 0, good_out.cast(), 512, good_out, 9, Status::Overlap, c"tile");
-        refused(encoder, 0, good_tile, 512, null_mut(), 9, Status::NullPointer, c"embedding");
-        refused(encoder, 0, good_tile, 512, good_out, 8, Status::Length, c"embedding");
-        refused(encoder, 0, good_tile, 512, good_out.byte_add(2), 9, Status::Misaligned, c"embedding");
-        refused(encoder, 0, good_tile, 512, arena.cast(), 9, Status::Overlap, c"embedding");
-        refused(encoder, 0, good_tile, 512, it.file.as_ptr().cast_mut().cast(), 9, Status::Overlap, c"embedding");
+        refused(encoder, 0, good_tile, usize::MAX, good_out, VALUES, Status::Length, c"tile");
+        refused(encoder, 0, arena.cast(), 512, good_out, VALUES, Status::Overlap, c"tile");
+        refused(encoder, 0, good_out.cast(), 512, good_out, VALUES, Status::Overlap, c"tile");
+        refused(encoder, 0, good_tile, 512, null_mut(), VALUES, Status::NullPointer, c"embedding");
+        refused(encoder, 0, good_tile, 512, good_out, VALUES - 1, Status::Length, c"embedding");
+        refused(encoder, 0, good_tile, 512, good_out.byte_add(2), VALUES, Status::Misaligned, c"embedding");
+        refused(encoder, 0, good_tile, 512, arena.cast(), VALUES, Status::Overlap, c"embedding");
+        refused(encoder, 0, good_tile, 512, it.file.as_ptr().cast_mut().cast(), VALUES, Status::Overlap, c"embedding");
     }
-    assert_eq!(out, [7.0; 10]);
+    assert_eq!(out, [7.0; VALUES + 1]);
 
     // SAFETY: as above.
     unsafe {
@@ -237,17 +268,18 @@ fn tiles_are_scored_chosen_and_recorded() {
     let it = open(Precision::Int8, usize::MAX);
     let header = prototypes::Header {
         embedding_space: "nowhere",
-        dimension: 9,
+        dimension: VALUES as u16,
         prototypes: 2,
         bank: 0,
         midpoint: 0.0,
         temperature: 0.1,
         novel_from: 0.5,
     };
-    let vectors: Vec<i8> = (1..=18).map(|v| if v % 5 < 3 { v } else { -v }).collect();
+    let vectors: Vec<i8> = (1..=14).map(|v| if v % 5 < 3 { v } else { -v }).collect();
     let write = |header: prototypes::Header<'_>| {
         let labels = [(4, true), (9, false)];
-        let table = prototypes::Table { header, centre: &[0.25; 9], labels: &labels, vectors: &vectors, bank: &[] };
+        let table =
+            prototypes::Table { header, centre: &[0.25; VALUES], labels: &labels, vectors: &vectors, bank: &[] };
         let mut bytes = vec![0; table.max_bytes()];
         let len = table.write(&mut bytes).unwrap();
         bytes.truncate(len);
@@ -257,7 +289,7 @@ fn tiles_are_scored_chosen_and_recorded() {
     let mut table = PrototypeTable { words: [0; 24] };
     let (mut scores, mut quality, mut policy) = (blank::<Scores>(), blank::<Quality>(), blank::<Policy>());
     let (mut error, mut worth) = (blank::<ErrorDetail>(), 0f32);
-    let embedding = [0.5, 1.0, -2.0, 0.25, 3.0, 1.0, 0.0, -1.0, 2.0];
+    let embedding = [0.5, 1.0, -2.0, 0.25, 3.0, 1.0, 0.0];
     let mut tile = pixels();
     tile[..128].fill(0);
     // SAFETY: the encoder is open; all other pointers are to local variables of the lengths given.
@@ -270,17 +302,17 @@ fn tiles_are_scored_chosen_and_recorded() {
         assert_eq!(quality.verdict, Verdict::NoData);
         assert_eq!(nadir_assess(it.encoder, 0, tile, 511, 500, 300, &mut quality, &mut error), Status::Length);
 
-        assert_eq!(nadir_score(&table, embedding.as_ptr(), 9, &mut scores, &mut error), Status::NotOpen);
+        assert_eq!(nadir_score(&table, embedding.as_ptr(), VALUES, &mut scores, &mut error), Status::NotOpen);
         let mut opened =
             |bytes: &[u8]| nadir_prototypes_open(it.encoder, bytes.as_ptr(), bytes.len(), &mut table, &mut error);
         assert_eq!(opened(&other), Status::PrototypesMismatch);
         assert_eq!(opened(&good[..good.len() - 1]), Status::Prototypes);
         assert_eq!(opened(&[]), Status::Prototypes);
         assert_eq!(opened(&good), Status::Ok);
-        assert_eq!(nadir_score(&table, embedding.as_ptr(), 8, &mut scores, &mut error), Status::Length);
-        let nan = [f32::NAN; 9];
-        assert_eq!(nadir_score(&table, nan.as_ptr(), 9, &mut scores, &mut error), Status::NotFinite);
-        assert_eq!(nadir_score(&table, embedding.as_ptr(), 9, &mut scores, &mut error), Status::Ok);
+        assert_eq!(nadir_score(&table, embedding.as_ptr(), VALUES - 1, &mut scores, &mut error), Status::Length);
+        let nan = [f32::NAN; VALUES];
+        assert_eq!(nadir_score(&table, nan.as_ptr(), VALUES, &mut scores, &mut error), Status::NotFinite);
+        assert_eq!(nadir_score(&table, embedding.as_ptr(), VALUES, &mut scores, &mut error), Status::Ok);
         let rust = prototypes::Prototypes::parse(&good).unwrap();
         let score = rust.score(&rust.query(&embedding).unwrap());
         assert!((scores.margin - score.margin).abs() <= 5e-5 && scores.nearest == score.nearest);
