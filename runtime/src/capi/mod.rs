@@ -347,7 +347,7 @@ mod status_tests {
             assert_eq!(message(status), status.message());
             assert!(Status::ALL[..i].iter().all(|&other| message(other) != message(status) && other != status));
         }
-        for unknown in [2, -11, -29, i32::MIN, i32::MAX] {
+        for unknown in [2, -12, -29, i32::MIN, i32::MAX] {
             // SAFETY: as above.
             let message = unsafe { CStr::from_ptr(nadir_status_message(unknown)) };
             assert_eq!(message, c"not a status of this library");
