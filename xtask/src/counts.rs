@@ -1,8 +1,8 @@
 //! `cargo xtask counts`: instructions of one embedding on this machine, under Valgrind, against the committed figures.
 //!
 //! Times on a shared machine differ from run to run by more than most changes gain; instruction counts do not, and a committed figure
-//! catches a slower kernel on any machine. Counted is what [`FUNCTION`] of `nadir-count` executes: one `Encoder::embed`, nothing of
-//! the start. Valgrind knows no AVX-512, hence counts are of the kernels in [`KERNELS`].
+//! catches a slower kernel on any machine. Counted is what `FUNCTION` of `nadir-count` executes: one `Encoder::embed`, nothing of
+//! the start. Valgrind knows no AVX-512, hence counts are of the kernels in `KERNELS`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
