@@ -150,12 +150,12 @@ unsafe fn matrix(input: &[i8], layer: &Dense<'_>, mut finish: impl FnMut(usize, 
             // SAFETY: rows `first` to `last` of the input, panels from `o / 16` on, rows of the buffer.
             unsafe {
                 let weight = layer.weight.as_ptr().add(o * inputs);
-                for at in (first..last).step_by(rows) {
+                for at in (first..last).step_by(rows.max(1)) {
                     let to = buffer.0.as_mut_ptr().add(at).cast();
                     multiply(input.as_ptr().add(at * inputs), weight, inputs, panels, to);
                 }
             }
-            finish(o, first, &buffer.0[first..last]);
+            finish(o, first, buffer.0.get(first..last).unwrap_or_default());
         }
     }
     Shapes::release();

@@ -101,7 +101,8 @@ fn root(value: u32) -> u32 {
 /// Whether a layer's slices are as long as its shape says.
 fn sound(layer: &Dense<'_>) -> bool {
     let panels = layer.outputs.next_multiple_of(PANEL);
-    layer.inputs.is_multiple_of(GROUP)
+    layer.inputs > 0
+        && layer.inputs.is_multiple_of(GROUP)
         && layer.outputs.is_multiple_of(8)
         && layer.weight.len() >= panels * layer.inputs
         && layer.bias.len() >= panels
@@ -111,7 +112,7 @@ fn sound(layer: &Dense<'_>) -> bool {
 /// The bias without 128 times the sum of the weights.
 #[target_feature(enable = "avx2")]
 fn prepare(layer: &Dense<'_>, bias: &mut [i32]) {
-    let weights = layer.weight.chunks_exact(layer.inputs * PANEL);
+    let weights = layer.weight.chunks_exact(layer.inputs.saturating_mul(PANEL).max(1));
     for ((weights, from), to) in weights.zip(layer.bias.as_chunks::<PANEL>().0).zip(bias.as_chunks_mut::<PANEL>().0) {
         let mut sums = [0i32; PANEL];
         for group in weights.as_chunks::<{ PANEL * GROUP }>().0 {
@@ -267,7 +268,7 @@ unsafe fn matrix<const VNNI: bool>(input: &[i8], layer: &Dense<'_>, mut finish: 
                     if o == 0 || inputs > WIDE {
                         for p in 0..count {
                             let row = input.as_ptr().add((first + p) * inputs + from);
-                            for (i, to) in wide.0[p][..len].iter_mut().enumerate() {
+                            for (i, to) in wide.0[p].iter_mut().enumerate().take(len) {
                                 *to = i16::from(*row.add(i));
                             }
                         }
@@ -312,7 +313,7 @@ fn expand<const VNNI: bool>(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, ou
             }
             let mut sums = [0u32; 8];
             _mm256_storeu_si256(sums.as_mut_ptr().cast(), sum);
-            for (total, &sum) in squares[o..].iter_mut().zip(&sums) {
+            for (total, &sum) in squares.iter_mut().skip(o).zip(&sums) {
                 *total += u64::from(sum);
             }
         }
@@ -327,7 +328,7 @@ fn activate<const FLIP: i8>(values: &mut [i8], table: &Table, multipliers: &[i16
         wide[i] = i32::from(table[i ^ 0x80]);
     }
     let whole = channels / 16 * 16;
-    for pixel in values.chunks_exact_mut(channels) {
+    for pixel in values.chunks_exact_mut(channels.max(1)) {
         // SAFETY: sixteen values and multipliers from `c` on exist; indices are bytes.
         unsafe {
             for c in (0..whole).step_by(16) {

@@ -81,7 +81,8 @@ avx512! {
 /// Whether a layer's slices are as long as its shape says.
 pub(super) fn sound(layer: &Dense<'_>) -> bool {
     let panels = layer.outputs.next_multiple_of(PANEL);
-    layer.inputs.is_multiple_of(GROUP)
+    layer.inputs > 0
+        && layer.inputs.is_multiple_of(GROUP)
         && layer.outputs.is_multiple_of(8)
         && layer.weight.len() >= panels * layer.inputs
         && layer.bias.len() >= panels
@@ -91,7 +92,7 @@ pub(super) fn sound(layer: &Dense<'_>) -> bool {
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 fn prepare(layer: &Dense<'_>, bias: &mut [i32]) {
     let ones = _mm512_set1_epi8(1);
-    let weights = layer.weight.chunks_exact(layer.inputs * PANEL);
+    let weights = layer.weight.chunks_exact(layer.inputs.saturating_mul(PANEL).max(1));
     for ((weights, from), to) in weights.zip(layer.bias.as_chunks::<PANEL>().0).zip(bias.as_chunks_mut::<PANEL>().0) {
         let mut sum = _mm512_setzero_si512();
         for group in weights.as_chunks::<64>().0 {

@@ -246,7 +246,7 @@ const POSITIONS: usize = 8;
 fn normalizers(values: &[i16], norm: &Norm, reciprocal: u32) -> [Normalizer; POSITIONS] {
     let (low, ones) = (_mm512_set1_epi64(0xffff_ffff), _mm512_set1_epi16(1));
     let (mut sums, mut squares) = ([_mm512_setzero_si512(); POSITIONS], [_mm512_setzero_si512(); POSITIONS]);
-    for ((pixel, total), squares) in values.chunks_exact(norm.channels).zip(&mut sums).zip(&mut squares) {
+    for ((pixel, total), squares) in values.chunks_exact(norm.channels.max(1)).zip(&mut sums).zip(&mut squares) {
         for block in pixel.chunks(32) {
             let mask = u32::MAX >> (32 - block.len());
             // SAFETY: the mask has a bit for each value of `block`.
@@ -324,10 +324,10 @@ fn normalize(v: __m512i, by: &Normalizer) -> __m512i {
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) fn layer_norm<const FLIP: i8>(values: &[i16], norm: &Norm, output: &mut [i8]) {
     let reciprocal = fixed::reciprocal(norm.count);
-    let group = POSITIONS * norm.channels.max(1);
+    let group = POSITIONS.saturating_mul(norm.channels).max(1);
     for (values, output) in values.chunks(group).zip(output.chunks_mut(group)) {
         let normalizers = normalizers(values, norm, reciprocal);
-        let pixels = values.chunks_exact(norm.channels).zip(output.chunks_exact_mut(norm.channels));
+        let pixels = values.chunks_exact(norm.channels.max(1)).zip(output.chunks_exact_mut(norm.channels.max(1)));
         for ((values, output), by) in pixels.zip(&normalizers) {
             for (values, output) in values.chunks(32).zip(output.chunks_mut(32)) {
                 let mask = u32::MAX >> (32 - values.len().min(output.len()));
@@ -346,9 +346,9 @@ pub(super) fn layer_norm<const FLIP: i8>(values: &[i16], norm: &Norm, output: &m
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
     let reciprocal = fixed::reciprocal(norm.count);
-    for values in values.chunks_mut(POSITIONS * norm.channels.max(1)) {
+    for values in values.chunks_mut(POSITIONS.saturating_mul(norm.channels).max(1)) {
         let normalizers = normalizers(values, norm, reciprocal);
-        for (values, by) in values.chunks_exact_mut(norm.channels).zip(&normalizers) {
+        for (values, by) in values.chunks_exact_mut(norm.channels.max(1)).zip(&normalizers) {
             for values in values.chunks_mut(32) {
                 let mask = u32::MAX >> (32 - values.len());
                 // SAFETY: the mask has a bit for each value.

@@ -369,7 +369,7 @@ fn stem() {
     for set in sets() {
         let mut random = Random(5);
         for round in 0..120 {
-            let (side, channels, pixels) = (random.size(1, 4), 8 * random.size(1, 8), random.size(1, 40));
+            let (side, channels, pixels) = (random.size(1, 5), 8 * random.size(1, 8), random.size(1, 40));
             let padding = random.size(0, side / 2);
             let width = (pixels * side).saturating_sub(2 * padding).max(1);
             let what = format!("{} round {round}: {pixels} pixels of side {side}, {channels} channels", set.name);

@@ -159,7 +159,7 @@ pub struct Int8Kernels {
     /// Initial 3x3 convolution of one row of pixels: `rows` are three input rows `[width + 2, bands]` and at least 3 values beyond;
     /// the layer's inputs are ordered (row, column, band), each row rounded up to a multiple of 4. Output `[pixels, outputs]`.
     pub initial: fn(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]),
-    /// Depthwise stem of one output row: kernel and stride `side`, 1 to 4, `rows` `[side, width, channels]`, `padding` columns of zeros.
+    /// Depthwise stem of one output row: kernel and stride `side`, `rows` `[side, width, channels]`, `padding` columns of zeros.
     pub stem: fn(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output: &mut [i16]),
     /// LayerNorm without affine in place, saturated to 14 bits: `[pixels, channels]`.
     pub layer_norm_i16: fn(values: &mut [i16], norm: &Norm),

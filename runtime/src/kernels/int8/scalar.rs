@@ -64,7 +64,7 @@ pub fn input(values: &[f32], band: &FloatBand, output: &mut [i16], stride: usize
         if missing { 0 } else { integer }
     };
     let mut block = [0; LANES];
-    for (values, output) in values.chunks(LANES).zip(output.chunks_mut(LANES * stride.max(1))) {
+    for (values, output) in values.chunks(LANES).zip(output.chunks_mut(LANES.saturating_mul(stride.max(1)))) {
         if let Ok(values) = <&[f32; LANES]>::try_from(values) {
             for i in 0..LANES {
                 block[i] = one(values[i]);
@@ -123,7 +123,7 @@ fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16
 /// See [`Int8Kernels::stem`].
 #[inline(always)]
 pub fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output: &mut [i16]) {
-    let (channels, side) = (layer.bias.len().max(1), side.clamp(1, 4));
+    let (channels, side) = (layer.bias.len().max(1), side.max(1));
     let width = rows.len() / (side * channels).max(1);
     for (x, output) in output.chunks_exact_mut(channels).enumerate() {
         for (block, output) in output.as_chunks_mut::<CHANNELS>().0.iter_mut().enumerate() {
