@@ -6,16 +6,16 @@
 //! of inputs and two of weights are in use; three more have the shape of what is left of the inputs beyond a multiple of 64, because a
 //! register's shape cannot change without losing all of them. Loads take 24 cycles where products take 32.
 //!
+//! The initial convolution, whose inputs have 16 bits, takes two such products, of their lower and of their upper bytes.
+//!
 //! Accumulators go through a buffer of at most 8 KiB on the stack, and end as in the AVX-512 set.
 #![allow(unsafe_code)]
 
 use core::arch::asm;
 use core::arch::x86_64::*;
 
-use super::avx512::{
-    Planes, activate, add_squares, affine, initial, input, lookup, requantize, sound, square_roots, stem,
-};
-use super::avx512_spatial::{depthwise, layer_norm, layer_norm_i16};
+use super::avx512::{Planes, ToIndex, activate, add_squares, affine, lookup, requantize, sound, square_roots};
+use super::avx512_spatial::{depthwise, input, layer_norm, layer_norm_i16, stem};
 use super::*;
 
 /// AMX for the matrix products, AVX-512 for the rest.
@@ -58,18 +58,11 @@ struct Shapes {
 }
 
 impl Shapes {
-    /// For `pixels` pixels and `rest` inputs beyond a multiple of 64: registers 0 and 1 accumulate, 2 holds inputs, 3 and 4 weights, 5 the
-    /// rest of the inputs, 6 and 7 their weights.
-    fn load(pixels: usize, rest: usize) {
-        let (pixels, groups) = (pixels as u8, (rest / GROUP) as u8);
+    /// For each register its rows, at most 16, and their bytes, at most 64; 0 and 0 if it is not used.
+    fn load(registers: [(usize, usize); 8]) {
         let mut shapes = Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        shapes.rows[..8].copy_from_slice(&[pixels, pixels, pixels, 16, 16, pixels, groups, groups]);
-        shapes.row_bytes[..8].fill(ROW_BYTES as u16);
-        if rest == 0 {
-            shapes.rows[5..8].fill(0);
-            shapes.row_bytes[5..8].fill(0);
-        } else {
-            shapes.row_bytes[5] = rest as u16;
+        for ((rows, bytes), shape) in shapes.rows.iter_mut().zip(&mut shapes.row_bytes).zip(registers) {
+            (*rows, *bytes) = (shape.0 as u8, shape.1 as u16);
         }
         // SAFETY: the processor has AMX, the shapes are within its limits of 16 rows of 64 bytes.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(readonly, nostack, preserves_flags)) }
@@ -82,13 +75,14 @@ impl Shapes {
     }
 }
 
-/// Products of `pixels` pixels (the number that the shapes were loaded for) and one or two panels.
+/// Products of `pixels` pixels and one or two panels. The shapes are those of [`matrix`]: registers 0 and 1 accumulate, 2 holds inputs, 3 and
+/// 4 weights; 5 what is left of the inputs beyond a multiple of 64, 6 and 7 the weights for that.
 ///
 /// # Safety
 /// `input` points at `pixels` rows of `inputs` bytes, `weight` at `panels` panels, `to` at `pixels` rows of 32 values.
 #[inline]
 unsafe fn multiply(input: *const i8, weight: *const i8, inputs: usize, panels: usize, to: *mut i32) {
-    // SAFETY: as the caller promises; the tiles' shapes are those of `Shapes::load`.
+    // SAFETY: as the caller promises, of rows and bytes that the shapes say.
     unsafe {
         let (full, rest) = (inputs / ROW_BYTES, inputs % ROW_BYTES);
         let second = weight.add(if panels > 1 { inputs * PANEL } else { 0 });
@@ -144,7 +138,9 @@ unsafe fn matrix(input: &[i8], layer: &Dense<'_>, mut finish: impl FnMut(usize, 
         if first == last {
             continue;
         }
-        Shapes::load(rows, inputs % ROW_BYTES);
+        let (rest, all) = (inputs % ROW_BYTES, (rows, ROW_BYTES));
+        let (more, more_weights) = if rest == 0 { ((0, 0), (0, 0)) } else { ((rows, rest), (rest / GROUP, ROW_BYTES)) };
+        Shapes::load([all, all, all, (ROWS, ROW_BYTES), (ROWS, ROW_BYTES), more, more_weights, more_weights]);
         for o in (0..layer.outputs).step_by(2 * PANEL) {
             let panels = if layer.outputs - o > PANEL { 2 } else { 1 };
             // SAFETY: rows `first` to `last` of the input, panels from `o / 16` on, rows of the buffer.
@@ -180,15 +176,16 @@ unsafe fn constants(layer: &Dense<'_>, o: usize) -> ([__m512i; 2], __m512i) {
     }
 }
 
-/// Requantized values of one pixel's 32 accumulators.
+/// One pixel's 32 accumulators with their biases.
 #[inline]
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-fn finish(acc: &[i32; 2 * PANEL], bias: [__m512i; 2], shift: __m128i, multiplier: __m512i) -> __m512i {
+fn biased(acc: &[i32; 2 * PANEL], bias: [__m512i; 2]) -> [__m512i; 2] {
     // SAFETY: 32 values of 32 bits are two registers.
     unsafe {
-        let low = _mm512_add_epi32(_mm512_loadu_si512(acc.as_ptr().cast()), bias[0]);
-        let high = _mm512_add_epi32(_mm512_loadu_si512(acc.as_ptr().add(PANEL).cast()), bias[1]);
-        requantize([low, high], shift, multiplier)
+        [
+            _mm512_add_epi32(_mm512_loadu_si512(acc.as_ptr().cast()), bias[0]),
+            _mm512_add_epi32(_mm512_loadu_si512(acc.as_ptr().add(PANEL).cast()), bias[1]),
+        ]
     }
 }
 
@@ -200,16 +197,20 @@ fn expand(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, output: &mut [i8], s
     if !sound(layer) || !outputs.is_multiple_of(2 * PANEL) || !fits {
         return;
     }
-    let (shift, zero_point) = (_mm_cvtsi32_si128(layer.shift as i32), _mm512_set1_epi16(gelu.zero_point as i16));
     let planes = Planes::new(gelu.table);
     // SAFETY: the lengths were checked: `pixels` rows of `inputs` and of `outputs`, whole pairs of panels.
     unsafe {
         matrix(input, layer, |o, first, acc| {
             let (bias, multiplier) = constants(layer, o);
-            for (p, acc) in acc.iter().enumerate() {
-                let value = _mm512_adds_epi16(finish(acc, bias, shift, multiplier), zero_point);
-                let to = output.as_mut_ptr().add((first + p) * outputs + o).cast();
-                _mm256_storeu_si256(to, _mm512_cvtsepi16_epi8(value));
+            let to_index = ToIndex::new(layer.shift, multiplier, gelu.zero_point);
+            for (pair, acc) in acc.chunks(2).enumerate() {
+                // The last of an odd number twice.
+                let [Some(a), Some(b)] = [acc.first(), acc.last()] else { continue };
+                let indices = to_index.apply(biased(a, bias), biased(b, bias));
+                let p = first + 2 * pair;
+                let mut at = |p: usize| output.as_mut_ptr().add(p * outputs + o).cast();
+                _mm256_storeu_si256(at(p), indices[0]);
+                _mm256_storeu_si256(at(p + acc.len() - 1), indices[1]);
             }
         });
         for o in (0..outputs).step_by(2 * PANEL) {
@@ -233,9 +234,143 @@ fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
             let mask = u32::MAX >> (32 - (outputs - o).min(32));
             for (p, acc) in acc.iter().enumerate() {
                 let at = residual.as_mut_ptr().add((first + p) * outputs + o);
-                let sum = _mm512_adds_epi16(_mm512_maskz_loadu_epi16(mask, at), finish(acc, bias, shift, multiplier));
+                let update = requantize(biased(acc, bias), shift, multiplier);
+                let sum = _mm512_adds_epi16(_mm512_maskz_loadu_epi16(mask, at), update);
                 _mm512_mask_storeu_epi16(at, mask, sum);
             }
         });
+    }
+}
+
+/// Values of one row that a tile of the initial convolution may need.
+const SPAN: usize = 448;
+/// Panels of the initial convolution that are computed side by side.
+const SIDE_BY_SIDE: usize = 3;
+
+/// The lower and the upper bytes of the values of three rows.
+#[repr(align(64))]
+struct Bytes([[[u8; SPAN]; 3]; 2]);
+
+/// Accumulators of a tile of pixels for the lower and for the upper bytes.
+#[repr(align(64))]
+struct Halves([[[[i32; PANEL]; ROWS]; SIDE_BY_SIDE]; 2]);
+
+/// See [`Int8Kernels::initial`]. A value of 16 bits is 256 times its upper byte, signed, plus its lower, unsigned, and there is an instruction for
+/// each. Neighbouring pixels' inputs overlap: rows of a tile register may do so too, and begin `bands` bytes apart.
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
+    let (inputs, outputs) = (layer.inputs, layer.outputs);
+    let segment = inputs / 3;
+    let pixels = output.len() / outputs.max(1);
+    let reach = pixels.saturating_sub(1).saturating_mul(bands).saturating_add(segment);
+    let fits = segment.is_multiple_of(GROUP) && segment <= ROW_BYTES && bands.saturating_mul(ROWS) + ROW_BYTES <= SPAN;
+    if !sound(layer) || !fits || segment == 0 || pixels == 0 || rows.iter().any(|row| row.len() < reach) {
+        return super::avx512::initial(rows, bands, layer, output);
+    }
+    let size = pixels.min(ROWS);
+    let sums = (size, ROW_BYTES);
+    Shapes::load([sums, sums, sums, sums, sums, sums, (size, segment), (segment / GROUP, ROW_BYTES)]);
+    let (mut bytes, mut halves) = (Bytes([[[0; SPAN]; 3]; 2]), Halves([[[[0; PANEL]; ROWS]; SIDE_BY_SIDE]; 2]));
+    let shift = _mm_cvtsi32_si128(layer.shift as i32);
+    for first in (0..pixels).step_by(ROWS) {
+        // The last tile goes back over pixels that are done, rather than beyond the row.
+        let first = first.min(pixels - size);
+        let [low, high] = &mut bytes.0;
+        for (row, (low, high)) in rows.iter().zip(low.iter_mut().zip(high)) {
+            let values = row.get(first * bands..).unwrap_or_default();
+            let blocks = low.as_chunks_mut::<32>().0.iter_mut().zip(high.as_chunks_mut::<32>().0);
+            for (values, (low, high)) in values.chunks(32).zip(blocks).take(((size - 1) * bands + segment).div_ceil(32))
+            {
+                // SAFETY: the mask has a bit for each value, and 32 bytes are one register.
+                unsafe {
+                    let v = _mm512_maskz_loadu_epi16(u32::MAX >> (32 - values.len()), values.as_ptr());
+                    _mm256_storeu_si256(low.as_mut_ptr().cast(), _mm512_cvtepi16_epi8(v));
+                    _mm256_storeu_si256(high.as_mut_ptr().cast(), _mm512_cvtepi16_epi8(_mm512_srai_epi16::<8>(v)));
+                }
+            }
+        }
+        for o in (0..outputs).step_by(SIDE_BY_SIDE * PANEL) {
+            let panels = (outputs - o).div_ceil(PANEL).min(SIDE_BY_SIDE);
+            // SAFETY: `panels` panels of weights from `o` on, biases and multipliers of whole panels; of the outputs those beyond the
+            // last are masked out.
+            unsafe {
+                convolve(&bytes, bands, segment, layer.weight.as_ptr().add(o * inputs), inputs, panels, &mut halves);
+                for panel in 0..panels {
+                    let o = o + panel * PANEL;
+                    let bias = _mm512_loadu_si512(layer.bias.as_ptr().add(o).cast());
+                    let multiplier = _mm256_loadu_si256(layer.multiplier.as_ptr().add(o).cast());
+                    let mask = u16::MAX >> (PANEL - (outputs - o).min(PANEL));
+                    let [low, high] = &halves.0;
+                    for (p, (low, high)) in low[panel].iter().zip(&high[panel]).enumerate().take(size) {
+                        let high = _mm512_slli_epi32::<8>(_mm512_loadu_si512(high.as_ptr().cast()));
+                        let low = _mm512_add_epi32(_mm512_loadu_si512(low.as_ptr().cast()), bias);
+                        let narrow = _mm512_cvtsepi32_epi16(_mm512_sra_epi32(_mm512_add_epi32(low, high), shift));
+                        let to = output.as_mut_ptr().add((first + p) * outputs + o);
+                        _mm256_mask_storeu_epi16(to, mask, _mm256_mulhrs_epi16(narrow, multiplier));
+                    }
+                }
+            }
+        }
+    }
+    Shapes::release();
+}
+
+/// The accumulators of one tile of pixels by up to three panels. Registers 0 to 2 are for the lower bytes, 3 to 5 for the upper, 6 holds inputs, 7
+/// weights.
+///
+/// # Safety
+/// The shapes are loaded; `weight` points at `panels` panels of `inputs`.
+#[inline]
+unsafe fn convolve(
+    bytes: &Bytes,
+    bands: usize,
+    segment: usize,
+    weight: *const i8,
+    inputs: usize,
+    panels: usize,
+    halves: &mut Halves,
+) {
+    macro_rules! panel {
+        ($acc:literal, $multiply:literal, $weight:expr) => {
+            asm!(
+                "tileloadd tmm7, [{w} + {row}]",
+                concat!($multiply, " ", $acc, ", tmm6, tmm7"),
+                w = in(reg) $weight, row = in(reg) ROW_BYTES, options(readonly, nostack, preserves_flags)
+            )
+        };
+    }
+    macro_rules! half {
+        ($half:literal, $multiply:literal, $a:literal, $b:literal, $c:literal) => {
+            asm!(
+                concat!("tilezero ", $a), concat!("tilezero ", $b), concat!("tilezero ", $c),
+                options(nomem, nostack, preserves_flags)
+            );
+            for (row, bytes) in bytes.0[$half].iter().enumerate() {
+                asm!(
+                    "tileloadd tmm6, [{x} + {stride}]",
+                    x = in(reg) bytes.as_ptr(), stride = in(reg) bands, options(readonly, nostack, preserves_flags)
+                );
+                let weight = weight.add(row * segment * PANEL);
+                panel!($a, $multiply, weight);
+                if panels > 1 {
+                    panel!($b, $multiply, weight.add(inputs * PANEL));
+                }
+                if panels > 2 {
+                    panel!($c, $multiply, weight.add(2 * inputs * PANEL));
+                }
+            }
+            asm!(
+                concat!("tilestored [{to} + {row}], ", $a),
+                concat!("tilestored [{to} + {row} + 1024], ", $b),
+                concat!("tilestored [{to} + {row} + 2048], ", $c),
+                to = in(reg) halves.0[$half].as_mut_ptr(), row = in(reg) ROW_BYTES, options(nostack, preserves_flags)
+            );
+        };
+    }
+    // SAFETY: as the caller promises; a tile of inputs has at most 16 rows, `bands` bytes apart, of at most 64 bytes, which are within
+    // a row of `Bytes`; accumulators are 16 rows of 64 bytes.
+    unsafe {
+        half!(0, "tdpbusd", "tmm0", "tmm1", "tmm2");
+        half!(1, "tdpbssd", "tmm3", "tmm4", "tmm5");
     }
 }

@@ -10,7 +10,8 @@
 //!
 //! ## Table
 //! The 256 entries are split into two planes of bytes, four registers each; `vpermi2b` looks up 64 bytes in two of the four, and
-//! the sign of the index chooses between the halves. GRN's squares are formed by `vpdpwssd` of a value with itself, its neighbour masked out.
+//! the sign of the index chooses between the halves. For GRN's sums the indices of two pixels are interleaved first, so that `vpdpwssd` of the
+//! values with themselves adds the squares of two pixels to the sum of each channel.
 //!
 //! ## Depthwise convolution
 //! `vpdpwssd` adds two products of 16 bits: here of two rows of the map. The values of 32 channels in row `r` and in row `r + 1` are interleaved
@@ -24,7 +25,7 @@
 
 use core::arch::x86_64::*;
 
-use super::avx512_spatial::{depthwise, dpwssd, layer_norm, layer_norm_i16};
+use super::avx512_spatial::{depthwise, dpwssd, input, layer_norm, layer_norm_i16, stem};
 use super::*;
 
 /// AVX-512 with VNNI and VBMI.
@@ -59,14 +60,6 @@ macro_rules! avx512 {
 }
 
 avx512! {
-    fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output: &mut [i16]) {
-        scalar::stem(rows, side, padding, layer, output);
-    }
-
-    fn input(values: &[f32], band: &FloatBand, output: &mut [i16], stride: usize) {
-        scalar::input(values, band, output, stride);
-    }
-
     fn affine(values: &mut [i16], gain: &[i32], offset: &[i32], shift: u32) {
         scalar::affine(values, gain, offset, shift);
     }
@@ -146,9 +139,45 @@ unsafe fn tile<const P: usize, const V: usize>(
 #[inline]
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) fn requantize(acc: [__m512i; 2], shift: __m128i, multiplier: __m512i) -> __m512i {
-    let narrow = _mm512_packs_epi32(_mm512_sra_epi32(acc[0], shift), _mm512_sra_epi32(acc[1], shift));
-    let ordered = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), narrow);
+    let ordered = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), narrow(acc, shift));
     _mm512_mulhrs_epi16(ordered, multiplier)
+}
+
+/// Two registers of accumulators, shifted and saturated to 16 bits: four of the first, four of the second, and so on.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+fn narrow(acc: [__m512i; 2], shift: __m128i) -> __m512i {
+    _mm512_packs_epi32(_mm512_sra_epi32(acc[0], shift), _mm512_sra_epi32(acc[1], shift))
+}
+
+/// What turns 32 accumulators of the hidden layer into indices of the GELU table.
+pub(super) struct ToIndex {
+    shift: __m128i,
+    /// In the order of [`narrow`].
+    multiplier: __m512i,
+    zero_point: __m512i,
+}
+
+impl ToIndex {
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    pub(super) fn new(shift: u32, multiplier: __m512i, zero_point: i32) -> Self {
+        let multiplier = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), multiplier);
+        let zero_point = _mm512_set1_epi16(zero_point as i16);
+        Self { shift: _mm_cvtsi32_si128(shift as i32), multiplier, zero_point }
+    }
+
+    /// The indices of two pixels.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    pub(super) fn apply(&self, first: [__m512i; 2], second: [__m512i; 2]) -> [__m256i; 2] {
+        let value =
+            |acc| _mm512_adds_epi16(_mm512_mulhrs_epi16(narrow(acc, self.shift), self.multiplier), self.zero_point);
+        let bytes = _mm512_packs_epi16(value(first), value(second));
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let bytes = _mm512_permutexvar_epi32(order, bytes);
+        [_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64::<1>(bytes)]
+    }
 }
 
 /// Runs `$body` for tiles of `$p` pixels that cover `$pixels` pixels from `$first` on, `$p` a constant of at most twelve.
@@ -192,20 +221,22 @@ fn expand(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, output: &mut [i8], s
     if !sound(layer) || !outputs.is_multiple_of(2 * PANEL) || !fits {
         return;
     }
-    let shift = _mm_cvtsi32_si128(layer.shift as i32);
-    let zero_point = _mm512_set1_epi16(gelu.zero_point as i16);
     let planes = Planes::new(gelu.table);
     for o in (0..outputs).step_by(2 * PANEL) {
         // SAFETY: the lengths were checked: `pixels` rows of `inputs` and of `outputs`, whole pairs of panels.
         unsafe {
             let multiplier = _mm512_loadu_si512(layer.multiplier.as_ptr().add(o).cast());
+            let to_index = ToIndex::new(layer.shift, multiplier, gelu.zero_point);
             let (weight, bias) = (layer.weight.as_ptr().add(o * inputs), layer.bias.as_ptr().add(o));
             tiles!(pixels, |first, P| {
                 let acc = tile::<P, 2>(input.as_ptr().add(first * inputs), weight, inputs, bias);
-                for p in 0..P {
-                    let value = _mm512_adds_epi16(requantize(acc[p], shift, multiplier), zero_point);
-                    let index = _mm512_cvtsepi16_epi8(value);
-                    _mm256_storeu_si256(output.as_mut_ptr().add((first + p) * outputs + o).cast(), index);
+                for p in (0..P).step_by(2) {
+                    // The last of an odd number twice.
+                    let second = if p + 1 < P { p + 1 } else { p };
+                    let indices = to_index.apply(acc[p], acc[second]);
+                    let mut at = |p: usize| output.as_mut_ptr().add((first + p) * outputs + o).cast();
+                    _mm256_storeu_si256(at(p), indices[0]);
+                    _mm256_storeu_si256(at(second), indices[1]);
                 }
             });
             add_squares(output.as_ptr().add(o), outputs, pixels, &planes, squares.as_mut_ptr().add(o));
@@ -262,40 +293,32 @@ impl Planes {
 pub(super) unsafe fn add_squares(index: *const i8, stride: usize, pixels: usize, planes: &Planes, squares: *mut u64) {
     // SAFETY: as the caller promises.
     unsafe {
-        // [channels 0-7 and 16-23, channels 8-15 and 24-31][even, odd], two pixels side by side.
-        let mut acc = [[_mm512_setzero_si512(); 2]; 2];
-        let mut p = 0;
-        while p < pixels {
+        // The values of a channel for two pixels stand side by side, and their squares are added by one instruction. Channels by four:
+        // 0, 16, 8, 24 and 4, 20, 12, 28.
+        let mut acc = [_mm512_setzero_si512(); 2];
+        let look_up = |first: usize, second: usize| {
             let row = |p: usize| _mm256_loadu_si256(index.add(p * stride).cast());
-            let second = if p + 1 < pixels { 0xff } else { 0x0f };
-            let pair = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(row(p)), row((p + 1).min(pixels - 1)));
-            let values = planes.look_up(pair);
-            for half in 0..2 {
-                let value = _mm512_maskz_mov_epi64(second, values[half]);
-                for odd in 0..2 {
-                    let mask = [0x5555_5555u32, 0xaaaa_aaaa][odd];
-                    let alone = _mm512_maskz_mov_epi16(mask, value);
-                    acc[half][odd] = dpwssd(acc[half][odd], alone, alone);
-                }
-            }
-            p += 2;
+            let (a, b) = (row(first), row(second));
+            let low = _mm512_castsi256_si512(_mm256_unpacklo_epi8(a, b));
+            planes.look_up(_mm512_inserti64x4::<1>(low, _mm256_unpackhi_epi8(a, b)))
+        };
+        for pair in 0..pixels / 2 {
+            let values = look_up(2 * pair, 2 * pair + 1);
+            acc = [dpwssd(acc[0], values[0], values[0]), dpwssd(acc[1], values[1], values[1])];
         }
-        for half in 0..2 {
-            // Even and odd channels interleaved: per lane of four pairs.
-            let sums =
-                acc[half].map(|v| _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v)));
-            // Each 128-bit lane: channels 0 2 4 6 (8 more in the second half) of its group of eight.
-            let low = _mm256_unpacklo_epi32(sums[0], sums[1]);
-            let high = _mm256_unpackhi_epi32(sums[0], sums[1]);
-            let groups = [
-                (0, _mm256_castsi256_si128(low)),
-                (4, _mm256_castsi256_si128(high)),
-                (16, _mm256_extracti128_si256::<1>(low)),
-                (20, _mm256_extracti128_si256::<1>(high)),
-            ];
-            for (channel, sum) in groups {
-                let at = squares.add(half * 8 + channel).cast();
-                _mm256_storeu_si256(at, _mm256_add_epi64(_mm256_loadu_si256(at), _mm256_cvtepu32_epi64(sum)));
+        if pixels % 2 == 1 {
+            let one = _mm512_set1_epi32(0xffff);
+            let values = look_up(pixels - 1, pixels - 1).map(|v| _mm512_and_si512(v, one));
+            acc = [dpwssd(acc[0], values[0], values[0]), dpwssd(acc[1], values[1], values[1])];
+        }
+        let lower = _mm512_permutex2var_epi64(acc[0], _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), acc[1]);
+        let upper = _mm512_permutex2var_epi64(acc[0], _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15), acc[1]);
+        for (i, sums) in [lower, upper].into_iter().enumerate() {
+            for (j, sums) in
+                [_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64::<1>(sums)].into_iter().enumerate()
+            {
+                let at = squares.add(16 * i + 8 * j).cast();
+                _mm512_storeu_si512(at, _mm512_add_epi64(_mm512_loadu_si512(at), _mm512_cvtepu32_epi64(sums)));
             }
         }
     }

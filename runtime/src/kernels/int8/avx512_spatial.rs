@@ -88,6 +88,45 @@ unsafe fn interleave<const V: usize>(a: *const i16, b: *const i16, mask: u32) ->
     }
 }
 
+/// Weights of one tap with 16 bits, zeros if there is none.
+///
+/// # Safety
+/// `mask` weights can be read at `at`.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+unsafe fn widen(at: Option<*const i8>, mask: u32) -> [i16; 32] {
+    let mut wide = ZERO;
+    if let Some(at) = at {
+        // SAFETY: as the caller promises; 32 values of 16 bits are one register.
+        unsafe {
+            let bytes = _mm256_maskz_loadu_epi8(mask, at);
+            _mm512_storeu_si512(wide.as_mut_ptr().cast(), _mm512_cvtepi8_epi16(bytes));
+        }
+    }
+    wide
+}
+
+/// Biases in the order of the interleaved values.
+///
+/// # Safety
+/// `mask` values can be read at `at`.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+unsafe fn interleaved_bias<const V: usize>(at: *const i32, mask: u32) -> [__m512i; V] {
+    let mut bias = [_mm512_setzero_si512(); V];
+    // SAFETY: as the caller promises.
+    unsafe {
+        if V == 2 {
+            let [a, b] = [0, 16].map(|i| _mm512_maskz_loadu_epi32((mask >> i) as u16, at.wrapping_add(i)));
+            bias[0] = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), b);
+            bias[V - 1] = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), b);
+        } else {
+            bias[0] = _mm512_maskz_loadu_epi32(mask as u16, at);
+        }
+    }
+    bias
+}
+
 /// All of `area` for `count` channels from `c` on.
 ///
 /// # Safety
@@ -110,28 +149,14 @@ unsafe fn block<const V: usize>(
         for (pair, taps) in taps.iter_mut().enumerate() {
             for (kx, tap) in taps.iter_mut().enumerate() {
                 let row = |ky: usize| {
-                    let mut wide = ZERO;
-                    if ky < DEPTHWISE_SIDE {
-                        let at = layer.weight.as_ptr().add((ky * DEPTHWISE_SIDE + kx) * channels + c);
-                        let bytes = _mm256_maskz_loadu_epi8(mask, at);
-                        _mm512_storeu_si512(wide.as_mut_ptr().cast(), _mm512_cvtepi8_epi16(bytes));
-                    }
-                    wide
+                    let tap = ky < DEPTHWISE_SIDE;
+                    widen(tap.then(|| layer.weight.as_ptr().add((ky * DEPTHWISE_SIDE + kx) * channels + c)), mask)
                 };
                 let (a, b) = (row(2 * pair), row(2 * pair + 1));
                 *tap = interleave::<V>(a.as_ptr(), b.as_ptr(), mask);
             }
         }
-        let mut bias = [_mm512_setzero_si512(); V];
-        if V == 2 {
-            // In the order of the interleaved values.
-            let [a, b] =
-                [0, 16].map(|i| _mm512_maskz_loadu_epi32((mask >> i) as u16, layer.bias.as_ptr().wrapping_add(c + i)));
-            bias[0] = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), b);
-            bias[V - 1] = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), b);
-        } else {
-            bias[0] = _mm512_maskz_loadu_epi32(mask as u16, layer.bias.as_ptr().add(c));
-        }
+        let bias = interleaved_bias::<V>(layer.bias.as_ptr().add(c), mask);
         let multiplier = _mm512_maskz_loadu_epi16(mask, layer.multiplier.as_ptr().add(c));
         let shift = _mm_cvtsi32_si128(layer.shift as i32);
         let width = area.x.len();
@@ -155,11 +180,7 @@ unsafe fn block<const V: usize>(
                         let finish = |i: usize, acc: [__m512i; V]| {
                             let to = to.add(i * channels);
                             if V == 2 {
-                                let narrow = _mm512_packs_epi32(
-                                    _mm512_sra_epi32(acc[0], shift),
-                                    _mm512_sra_epi32(acc[V - 1], shift),
-                                );
-                                _mm512_mask_storeu_epi16(to, mask, _mm512_mulhrs_epi16(narrow, multiplier));
+                                store([acc[0], acc[V - 1]], shift, multiplier, mask, to);
                             } else {
                                 let narrow = _mm512_cvtsepi32_epi16(_mm512_sra_epi32(acc[0], shift));
                                 let value = _mm256_mulhrs_epi16(narrow, _mm512_castsi512_si256(multiplier));
@@ -188,6 +209,18 @@ unsafe fn block<const V: usize>(
             }
         }
     }
+}
+
+/// Requantizes and writes up to 32 channels of accumulators in the order of the interleaved values.
+///
+/// # Safety
+/// `mask` values can be written at `to`.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+unsafe fn store(acc: [__m512i; 2], shift: __m128i, multiplier: __m512i, mask: u32, to: *mut i16) {
+    let narrow = _mm512_packs_epi32(_mm512_sra_epi32(acc[0], shift), _mm512_sra_epi32(acc[1], shift));
+    // SAFETY: as the caller promises.
+    unsafe { _mm512_mask_storeu_epi16(to, mask, _mm512_mulhrs_epi16(narrow, multiplier)) }
 }
 
 /// Accumulators of `N` neighbouring outputs from column `x` on, each handed to `finish`.
@@ -323,12 +356,16 @@ fn normalize(v: __m512i, by: &Normalizer) -> __m512i {
 /// See [`Int8Kernels::layer_norm`]; bits of `FLIP` are flipped in each byte.
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) fn layer_norm<const FLIP: i8>(values: &[i16], norm: &Norm, output: &mut [i8]) {
-    let reciprocal = fixed::reciprocal(norm.count);
-    let group = POSITIONS.saturating_mul(norm.channels).max(1);
-    for (values, output) in values.chunks(group).zip(output.chunks_mut(group)) {
-        let normalizers = normalizers(values, norm, reciprocal);
-        let pixels = values.chunks_exact(norm.channels.max(1)).zip(output.chunks_exact_mut(norm.channels.max(1)));
-        for ((values, output), by) in pixels.zip(&normalizers) {
+    let channels = norm.channels.max(1);
+    let (group, reciprocal) = (POSITIONS.saturating_mul(channels), fixed::reciprocal(norm.count));
+    let mut groups = values.chunks(group);
+    let mut next = groups.next().map(|values| (values, normalizers(values, norm, reciprocal)));
+    for output in output.chunks_mut(group) {
+        let Some((values, normalizers_here)) = next else { return };
+        // The normalisers of the next group are under way while this one is written: they take long, one after the other.
+        next = groups.next().map(|values| (values, normalizers(values, norm, reciprocal)));
+        let pixels = values.chunks_exact(channels).zip(output.chunks_exact_mut(channels));
+        for ((values, output), by) in pixels.zip(&normalizers_here) {
             for (values, output) in values.chunks(32).zip(output.chunks_mut(32)) {
                 let mask = u32::MAX >> (32 - values.len().min(output.len()));
                 // SAFETY: the mask has a bit for each value of both slices.
@@ -345,10 +382,16 @@ pub(super) fn layer_norm<const FLIP: i8>(values: &[i16], norm: &Norm, output: &m
 /// See [`Int8Kernels::layer_norm_i16`].
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
-    let reciprocal = fixed::reciprocal(norm.count);
-    for values in values.chunks_mut(POSITIONS.saturating_mul(norm.channels).max(1)) {
-        let normalizers = normalizers(values, norm, reciprocal);
-        for (values, by) in values.chunks_exact_mut(norm.channels.max(1)).zip(&normalizers) {
+    let channels = norm.channels.max(1);
+    let (group, reciprocal) = (POSITIONS.saturating_mul(channels), fixed::reciprocal(norm.count));
+    let mut rest = values;
+    let mut here = normalizers(rest.get(..group.min(rest.len())).unwrap_or_default(), norm, reciprocal);
+    while !rest.is_empty() {
+        let size = group.min(rest.len());
+        let (values, behind) = rest.split_at_mut_checked(size).unwrap_or_default();
+        // As in `layer_norm`.
+        let next = normalizers(behind.get(..group.min(behind.len())).unwrap_or_default(), norm, reciprocal);
+        for (values, by) in values.chunks_exact_mut(channels).zip(&here) {
             for values in values.chunks_mut(32) {
                 let mask = u32::MAX >> (32 - values.len());
                 // SAFETY: the mask has a bit for each value.
@@ -358,6 +401,115 @@ pub(super) fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
                     _mm512_mask_storeu_epi16(values.as_mut_ptr(), mask, v);
                 }
             }
+        }
+        (rest, here) = (behind, next);
+    }
+}
+
+/// See [`Int8Kernels::stem`]. Two taps at a time, as the depthwise convolution.
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+pub(super) fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output: &mut [i16]) {
+    let channels = layer.bias.len();
+    let sound = layer.weight.len() >= side * side * channels && layer.multiplier.len() >= channels;
+    if !sound || side > 4 {
+        // No model has a larger one.
+        return scalar::stem(rows, side, padding, layer, output);
+    }
+    for c in (0..channels).step_by(32) {
+        // SAFETY: the lengths were checked, and at most 32 channels from `c` on are touched.
+        unsafe {
+            match side {
+                1 => stem_block::<1>(rows, padding, layer, output, c),
+                2 => stem_block::<2>(rows, padding, layer, output, c),
+                3 => stem_block::<3>(rows, padding, layer, output, c),
+                4 => stem_block::<4>(rows, padding, layer, output, c),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// All pixels of `output` for up to 32 channels from `c` on.
+///
+/// # Safety
+/// `layer` has weights for `S * S` taps and a multiplier for each channel, and `c` is one of them.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+unsafe fn stem_block<const S: usize>(
+    rows: &[i16],
+    padding: usize,
+    layer: &Depthwise<'_>,
+    output: &mut [i16],
+    c: usize,
+) {
+    let channels = layer.bias.len();
+    let (width, taps) = (rows.len() / (S * channels), S * S);
+    let mask = u32::MAX >> (32 - (channels - c).min(32));
+    // SAFETY: as the caller promises; columns outside the map are not read.
+    unsafe {
+        let weight = |tap: usize| widen((tap < taps).then(|| layer.weight.as_ptr().add(tap * channels + c)), mask);
+        let mut weights = [[_mm512_setzero_si512(); 2]; 8];
+        for (pair, weights) in weights.iter_mut().enumerate() {
+            *weights = interleave::<2>(weight(2 * pair).as_ptr(), weight(2 * pair + 1).as_ptr(), mask);
+        }
+        let bias = interleaved_bias::<2>(layer.bias.as_ptr().add(c), mask);
+        let (shift, multiplier) =
+            (_mm_cvtsi32_si128(layer.shift as i32), _mm512_maskz_loadu_epi16(mask, layer.multiplier.as_ptr().add(c)));
+        for (x, output) in output.chunks_exact_mut(channels).enumerate() {
+            let tap = |tap: usize| {
+                let column = (x * S + tap % S).wrapping_sub(padding);
+                let inside = tap < taps && column < width;
+                if inside { rows.as_ptr().add((tap / S * width + column) * channels + c) } else { ZERO.as_ptr() }
+            };
+            let mut acc = bias;
+            for pair in 0..taps.div_ceil(2) {
+                let values = interleave::<2>(tap(2 * pair), tap(2 * pair + 1), mask);
+                for v in 0..2 {
+                    acc[v] = dpwssd(acc[v], values[v], weights[pair][v]);
+                }
+            }
+            store(acc, shift, multiplier, mask, output.as_mut_ptr().add(c));
+        }
+    }
+}
+
+/// See [`Int8Kernels::input`]. The row below the one read is fetched ahead: it stands right behind, and is the next to be read.
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+pub(super) fn input(values: &[f32], band: &FloatBand, output: &mut [i16], stride: usize) {
+    const LANES: usize = 16;
+    let stride = stride.max(1);
+    let (mean, scale) = (_mm512_set1_ps(band.mean), _mm512_set1_ps(band.scale));
+    // If there is none, a value that is missing anyhow.
+    let no_data = _mm512_set1_ps(band.no_data.unwrap_or(f32::NAN));
+    let (lowest, highest) = (_mm512_set1_ps(-32768.0), _mm512_set1_ps(32767.0));
+    for (part, block) in values.chunks(LANES).enumerate() {
+        let Some(output) = output.get_mut(part * LANES * stride..) else { return };
+        let mask = u16::MAX >> (LANES - block.len());
+        let mut integers = [0i16; LANES];
+        // SAFETY: the mask has a bit for each value of `block`; 16 values of 16 bits are one register; what is fetched ahead may stand
+        // anywhere.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(values.len()).cast());
+            let stored = _mm512_maskz_loadu_ps(mask, block.as_ptr());
+            let value = _mm512_mul_ps(_mm512_sub_ps(stored, mean), scale);
+            // Neither infinite nor NaN: the difference with itself is zero.
+            let finite = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(_mm512_sub_ps(stored, stored), _mm512_setzero_ps());
+            let there = finite
+                & _mm512_cmp_ps_mask::<_CMP_ORD_Q>(value, value)
+                & _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(stored, no_data);
+            let value = _mm512_min_ps(_mm512_max_ps(value, lowest), highest);
+            let rounded = _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value);
+            let short = _mm512_cvtepi32_epi16(_mm512_maskz_mov_epi32(there, rounded));
+            _mm256_storeu_si256(integers.as_mut_ptr().cast(), short);
+            if block.len() == LANES && output.len() > (LANES - 1) * stride {
+                for (i, &v) in integers.iter().enumerate() {
+                    *output.as_mut_ptr().add(i * stride) = v;
+                }
+                continue;
+            }
+        }
+        for (to, &v) in output.iter_mut().step_by(stride).zip(&integers).take(block.len()) {
+            *to = v;
         }
     }
 }
