@@ -75,84 +75,112 @@ impl Shapes {
     }
 }
 
-/// Products of `pixels` pixels and one or two panels. The shapes are those of [`matrix`]: registers 0 and 1 accumulate, 2 holds inputs, 3 and
-/// 4 weights; 5 what is left of the inputs beyond a multiple of 64, 6 and 7 the weights for that.
+/// Products of one or two tiles of pixels and one or two panels. The shapes are those of [`matrix`]: registers 0 to 3 accumulate, 4 holds
+/// inputs, 5 weights, 6 and 7 what is left of both beyond a multiple of 64 inputs.
 ///
 /// # Safety
-/// `input` points at `pixels` rows of `inputs` bytes, `weight` at `panels` panels, `to` at `pixels` rows of 32 values.
+/// `input` points at the rows of `inputs` bytes of `TILES` tiles, `weight` at `panels` panels, `to` at as many rows of 32 values each.
 #[inline]
-unsafe fn multiply(input: *const i8, weight: *const i8, inputs: usize, panels: usize, to: *mut i32) {
+unsafe fn multiply<const TILES: usize>(
+    input: [*const i8; TILES],
+    weight: *const i8,
+    inputs: usize,
+    panels: usize,
+    to: [*mut i32; TILES],
+) {
+    let second = weight.wrapping_add(if panels > 1 { inputs * PANEL } else { 0 });
+    // One after the other through the same two registers: the processor has more of them than names.
+    macro_rules! products {
+        ($x:literal, $w:literal, $block:expr) => {
+            let (at, of) = ($block * ROW_BYTES * PANEL, $block * ROW_BYTES);
+            asm!(
+                concat!("tileloadd ", $x, ", [{x} + {stride}]"),
+                concat!("tileloadd ", $w, ", [{a} + {row}]"),
+                concat!("tdpbssd tmm0, ", $x, ", ", $w),
+                concat!("tileloadd ", $w, ", [{b} + {row}]"),
+                concat!("tdpbssd tmm1, ", $x, ", ", $w),
+                x = in(reg) input[0].add(of), stride = in(reg) inputs,
+                a = in(reg) weight.add(at), b = in(reg) second.add(at), row = in(reg) ROW_BYTES,
+                options(readonly, nostack, preserves_flags)
+            );
+            if TILES > 1 {
+                asm!(
+                    concat!("tileloadd ", $x, ", [{x} + {stride}]"),
+                    concat!("tdpbssd tmm3, ", $x, ", ", $w),
+                    concat!("tileloadd ", $w, ", [{a} + {row}]"),
+                    concat!("tdpbssd tmm2, ", $x, ", ", $w),
+                    x = in(reg) input[TILES - 1].add(of), stride = in(reg) inputs,
+                    a = in(reg) weight.add(at), row = in(reg) ROW_BYTES,
+                    options(readonly, nostack, preserves_flags)
+                );
+            }
+        };
+    }
+    macro_rules! store {
+        ($to:expr, $a:literal, $b:literal) => {
+            asm!(
+                concat!("tilestored [{to} + {stride}], ", $a),
+                concat!("tilestored [{to} + {stride} + 64], ", $b),
+                to = in(reg) $to, stride = in(reg) 2 * PANEL * size_of::<i32>(),
+                options(nostack, preserves_flags)
+            )
+        };
+    }
     // SAFETY: as the caller promises, of rows and bytes that the shapes say.
     unsafe {
         let (full, rest) = (inputs / ROW_BYTES, inputs % ROW_BYTES);
-        let second = weight.add(if panels > 1 { inputs * PANEL } else { 0 });
         asm!("tilezero tmm0", "tilezero tmm1", options(nomem, nostack, preserves_flags));
+        if TILES > 1 {
+            asm!("tilezero tmm2", "tilezero tmm3", options(nomem, nostack, preserves_flags));
+        }
         for block in 0..full {
-            let at = block * ROW_BYTES * PANEL;
-            asm!(
-                "tileloadd tmm2, [{x} + {stride}]",
-                "tileloadd tmm3, [{a} + {row}]",
-                "tileloadd tmm4, [{b} + {row}]",
-                "tdpbssd tmm0, tmm2, tmm3",
-                "tdpbssd tmm1, tmm2, tmm4",
-                x = in(reg) input.add(block * ROW_BYTES), stride = in(reg) inputs,
-                a = in(reg) weight.add(at), b = in(reg) second.add(at), row = in(reg) ROW_BYTES,
-                options(readonly, nostack, preserves_flags)
-            );
+            products!("tmm4", "tmm5", block);
         }
         if rest > 0 {
-            let at = full * ROW_BYTES * PANEL;
-            asm!(
-                "tileloadd tmm5, [{x} + {stride}]",
-                "tileloadd tmm6, [{a} + {row}]",
-                "tileloadd tmm7, [{b} + {row}]",
-                "tdpbssd tmm0, tmm5, tmm6",
-                "tdpbssd tmm1, tmm5, tmm7",
-                x = in(reg) input.add(full * ROW_BYTES), stride = in(reg) inputs,
-                a = in(reg) weight.add(at), b = in(reg) second.add(at), row = in(reg) ROW_BYTES,
-                options(readonly, nostack, preserves_flags)
-            );
+            products!("tmm6", "tmm7", full);
         }
-        asm!(
-            "tilestored [{to} + {stride}], tmm0",
-            "tilestored [{to} + {stride} + 64], tmm1",
-            to = in(reg) to, stride = in(reg) 2 * PANEL * size_of::<i32>(),
-            options(nostack, preserves_flags)
-        );
+        store!(to[0], "tmm0", "tmm1");
+        if TILES > 1 {
+            store!(to[TILES - 1], "tmm2", "tmm3");
+        }
     }
 }
 
-/// All products of a strip: calls `finish(first output, first pixel, accumulators)` for every two panels, twice if the strip is not whole
-/// tiles.
+/// All products of a strip: calls `finish(first output, accumulators of all pixels)` for every two panels.
 ///
 /// # Safety
 /// `layer` is sound, `input` has whole rows of its inputs, at most [`MAX_STRIP`].
 #[inline]
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-unsafe fn matrix(input: &[i8], layer: &Dense<'_>, mut finish: impl FnMut(usize, usize, &[[i32; 2 * PANEL]])) {
+unsafe fn matrix(input: &[i8], layer: &Dense<'_>, mut finish: impl FnMut(usize, &[[i32; 2 * PANEL]])) {
     let inputs = layer.inputs;
     let pixels = input.len() / inputs;
-    let whole = pixels / ROWS * ROWS;
+    if pixels == 0 {
+        return;
+    }
     let mut buffer = Buffer([[0; 2 * PANEL]; MAX_STRIP]);
-    for (first, last, rows) in [(0, whole, ROWS), (whole, pixels, pixels - whole)] {
-        if first == last {
-            continue;
-        }
-        let (rest, all) = (inputs % ROW_BYTES, (rows, ROW_BYTES));
-        let (more, more_weights) = if rest == 0 { ((0, 0), (0, 0)) } else { ((rows, rest), (rest / GROUP, ROW_BYTES)) };
-        Shapes::load([all, all, all, (ROWS, ROW_BYTES), (ROWS, ROW_BYTES), more, more_weights, more_weights]);
-        for o in (0..layer.outputs).step_by(2 * PANEL) {
-            let panels = if layer.outputs - o > PANEL { 2 } else { 1 };
-            // SAFETY: rows `first` to `last` of the input, panels from `o / 16` on, rows of the buffer.
-            unsafe {
-                let weight = layer.weight.as_ptr().add(o * inputs);
-                for at in (first..last).step_by(rows.max(1)) {
-                    let to = buffer.0.as_mut_ptr().add(at).cast();
-                    multiply(input.as_ptr().add(at * inputs), weight, inputs, panels, to);
-                }
+    let (size, rest) = (pixels.min(ROWS), inputs % ROW_BYTES);
+    let (all, weights) = ((size, ROW_BYTES), (ROWS, ROW_BYTES));
+    let (more, more_weights) = if rest == 0 { ((0, 0), (0, 0)) } else { ((size, rest), (rest / GROUP, ROW_BYTES)) };
+    Shapes::load([all, all, all, all, all, weights, more, more_weights]);
+    for o in (0..layer.outputs).step_by(2 * PANEL) {
+        let panels = if layer.outputs - o > PANEL { 2 } else { 1 };
+        // The last tile goes back over pixels that are done, rather than beyond the strip.
+        let at = |tile: usize| (tile * ROWS).min(pixels - size);
+        // SAFETY: `size` rows of the input from `at` on, panels from `o / 16` on, rows of the buffer.
+        unsafe {
+            let weight = layer.weight.as_ptr().add(o * inputs);
+            let from = |tile| input.as_ptr().add(at(tile) * inputs);
+            let mut to = |tile| buffer.0.as_mut_ptr().add(at(tile)).cast();
+            let tiles = pixels.div_ceil(ROWS);
+            for tile in (1..tiles).step_by(2) {
+                multiply([from(tile - 1), from(tile)], weight, inputs, panels, [to(tile - 1), to(tile)]);
             }
-            finish(o, first, buffer.0.get(first..last).unwrap_or_default());
+            if tiles % 2 == 1 {
+                multiply([from(tiles - 1)], weight, inputs, panels, [to(tiles - 1)]);
+            }
         }
+        finish(o, buffer.0.get(..pixels).unwrap_or_default());
     }
     Shapes::release();
 }
@@ -200,14 +228,14 @@ fn expand(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, output: &mut [i8], s
     let planes = Planes::new(gelu.table);
     // SAFETY: the lengths were checked: `pixels` rows of `inputs` and of `outputs`, whole pairs of panels.
     unsafe {
-        matrix(input, layer, |o, first, acc| {
+        matrix(input, layer, |o, acc| {
             let (bias, multiplier) = constants(layer, o);
             let to_index = ToIndex::new(layer.shift, multiplier, gelu.zero_point);
             for (pair, acc) in acc.chunks(2).enumerate() {
                 // The last of an odd number twice.
                 let [Some(a), Some(b)] = [acc.first(), acc.last()] else { continue };
                 let indices = to_index.apply(biased(a, bias), biased(b, bias));
-                let p = first + 2 * pair;
+                let p = 2 * pair;
                 let mut at = |p: usize| output.as_mut_ptr().add(p * outputs + o).cast();
                 _mm256_storeu_si256(at(p), indices[0]);
                 _mm256_storeu_si256(at(p + acc.len() - 1), indices[1]);
@@ -229,11 +257,11 @@ fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
     let shift = _mm_cvtsi32_si128(layer.shift as i32);
     // SAFETY: the lengths were checked; masked loads and stores touch `outputs - o` values only.
     unsafe {
-        matrix(input, layer, |o, first, acc| {
+        matrix(input, layer, |o, acc| {
             let (bias, multiplier) = constants(layer, o);
             let mask = u32::MAX >> (32 - (outputs - o).min(32));
             for (p, acc) in acc.iter().enumerate() {
-                let at = residual.as_mut_ptr().add((first + p) * outputs + o);
+                let at = residual.as_mut_ptr().add(p * outputs + o);
                 let update = requantize(biased(acc, bias), shift, multiplier);
                 let sum = _mm512_adds_epi16(_mm512_maskz_loadu_epi16(mask, at), update);
                 _mm512_mask_storeu_epi16(at, mask, sum);
