@@ -88,6 +88,10 @@ extra() {
       echo "nadir $precision avx2 | $kind | $target/nadir-peer $ours/$key-$precision.nadir --kernels avx2"
     fi
   done
+  # The one int8 peer that can be told to do without AVX-512 as well.
+  if [ "$batch" = 1 ]; then
+    echo "OpenVINO int8 AVX2 | int8 | env ONEDNN_MAX_CPU_ISA=AVX2 $venv/bin/python $peers/worker.py ov {W}/{k}_ovq_ln_T_b1.xml"
+  fi
 }
 PEERS_EXTRA=$(extra)
 export PEERS_EXTRA

@@ -80,14 +80,19 @@ def final_lines(peers, limit, figure, threads):
         if precision not in mine:
             continue
         ours = mine[precision]
-        others = [p for p in peers if not p["name"].startswith(OURS) and p["kind"] == kind]
+        # Engines restricted to AVX2 are for one another.
+        restricted = precision.endswith(" avx2")
+        others = [
+            p for p in peers
+            if not p["name"].startswith(OURS) and p["kind"] == kind and p["name"].endswith(" AVX2") == restricted
+        ]
         line = f"{precision}: ours {ours[figure]:.2f} ms, "
         if others:
             best = min(others, key=lambda p: p[figure])
             line += f"best peer {best['name']} {best[figure]:.2f} ms, ratio {best[figure] / ours[figure]:.2f}, "
         else:
             line += f"no {kind} peer measured, "
-        lines.append(line + f"limit x{ours[figure] / (limit[precision] / threads):.1f}")
+        lines.append(line + f"limit x{ours[figure] / (limit[precision] / threads):.2f}")
     return lines
 
 

@@ -2,9 +2,9 @@
 //!
 //! A tile register holds sixteen rows of 64 bytes, and one instruction multiplies sixteen pixels of 64 inputs by 64 inputs of sixteen
 //! outputs: 16384 products of signed bytes. The packed weights have the layout that it wants: sixteen groups of a panel, one after the
-//! other, are a tile. Inputs stay signed, so that nothing has to be corrected. Two accumulator tiles (one pixel tile by two panels), one
-//! of inputs and two of weights are in use; three more have the shape of what is left of the inputs beyond a multiple of 64, because a
-//! register's shape cannot change without losing all of them. Loads take 24 cycles where products take 32.
+//! other, are a tile. Inputs stay signed, so that nothing has to be corrected. Four registers accumulate: two tiles of pixels by two
+//! panels; inputs and weights have one each, and one each of the shape of what is left beyond a multiple of 64 inputs, because a shape
+//! cannot change without losing all registers. Five loads for four products.
 //!
 //! The initial convolution, whose inputs have 16 bits, takes two such products, of their lower and of their upper bytes.
 //!

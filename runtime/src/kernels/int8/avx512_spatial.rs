@@ -357,7 +357,7 @@ fn normalize(v: __m512i, by: &Normalizer) -> __m512i {
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) fn layer_norm<const FLIP: i8>(values: &[i16], norm: &Norm, output: &mut [i8]) {
     let channels = norm.channels.max(1);
-    let (group, reciprocal) = (POSITIONS.saturating_mul(channels), fixed::reciprocal(norm.count));
+    let (group, reciprocal) = (POSITIONS.saturating_mul(channels).max(1), fixed::reciprocal(norm.count));
     let mut groups = values.chunks(group);
     let mut next = groups.next().map(|values| (values, normalizers(values, norm, reciprocal)));
     for output in output.chunks_mut(group) {
@@ -383,7 +383,7 @@ pub(super) fn layer_norm<const FLIP: i8>(values: &[i16], norm: &Norm, output: &m
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
     let channels = norm.channels.max(1);
-    let (group, reciprocal) = (POSITIONS.saturating_mul(channels), fixed::reciprocal(norm.count));
+    let (group, reciprocal) = (POSITIONS.saturating_mul(channels).max(1), fixed::reciprocal(norm.count));
     let mut rest = values;
     let mut here = normalizers(rest.get(..group.min(rest.len())).unwrap_or_default(), norm, reciprocal);
     while !rest.is_empty() {
@@ -410,9 +410,9 @@ pub(super) fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output: &mut [i16]) {
     let channels = layer.bias.len();
-    let sound = layer.weight.len() >= side * side * channels && layer.multiplier.len() >= channels;
-    if !sound || side > 4 {
-        // No model has a larger one.
+    // No model has a larger stride.
+    let sound = side <= 4 && layer.weight.len() >= side * side * channels && layer.multiplier.len() >= channels;
+    if !sound {
         return scalar::stem(rows, side, padding, layer, output);
     }
     for c in (0..channels).step_by(32) {
@@ -442,8 +442,8 @@ unsafe fn stem_block<const S: usize>(
     output: &mut [i16],
     c: usize,
 ) {
-    let channels = layer.bias.len();
-    let (width, taps) = (rows.len() / (S * channels), S * S);
+    let channels = layer.bias.len().max(1);
+    let (width, taps) = (rows.len() / S / channels, S * S);
     let mask = u32::MAX >> (32 - (channels - c).min(32));
     // SAFETY: as the caller promises; columns outside the map are not read.
     unsafe {
