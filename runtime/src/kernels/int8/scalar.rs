@@ -38,16 +38,25 @@ pub fn prepare(layer: &Dense<'_>, bias: &mut [i32]) {
     bias.iter_mut().zip(layer.bias).for_each(|(to, &from)| *to = from);
 }
 
-/// Value `index`.
-#[inline(always)]
-fn at<T: Copy + Default>(values: &[T], index: usize) -> T {
-    values.get(index).copied().unwrap_or_default()
-}
-
 /// Eight values from `index` on.
 #[inline(always)]
 fn chunk<T: Copy + Default>(values: &[T], index: usize) -> [T; CHANNELS] {
     values.get(index..).and_then(|values| values.first_chunk()).copied().unwrap_or_default()
+}
+
+/// Adds a tap of eight channels.
+#[inline(always)]
+fn multiply_add(acc: &mut [i32; CHANNELS], values: &[i16; CHANNELS], weights: &[i8; CHANNELS]) {
+    for c in 0..CHANNELS {
+        acc[c] = acc[c].wrapping_add(i32::from(values[c]) * i32::from(weights[c]));
+    }
+}
+
+/// The values of eight channels from `first` on.
+#[inline(always)]
+fn requantized(acc: [i32; CHANNELS], layer: &Depthwise<'_>, first: usize) -> [i16; CHANNELS] {
+    let multiplier = chunk(layer.multiplier, first);
+    core::array::from_fn(|c| requantize(acc[c], multiplier[c], layer.shift) as i16)
 }
 
 /// See [`Int8Kernels::input`].
@@ -80,29 +89,30 @@ pub fn input(values: &[f32], band: &FloatBand, output: &mut [i16], stride: usize
     }
 }
 
-/// The accumulator of one output: `input` holds as many values as there are weights.
+/// `finish(value, output)` for the requantized values of one pixel: as many as there are outputs and weights.
 #[inline(always)]
-fn dot(bias: i32, weight: &[i8], output: usize, inputs: impl Iterator<Item = [i32; GROUP]>) -> i32 {
-    let groups = weight.as_chunks::<{ PANEL * GROUP }>().0.iter();
-    groups.zip(inputs).fold(bias, |sum, (group, x)| {
-        let w = group.as_chunks::<GROUP>().0[output % PANEL];
-        w.iter().zip(x).fold(sum, |sum, (&w, x)| sum.wrapping_add(i32::from(w) * x))
-    })
-}
-
-/// The weights of the panel of `output`.
-#[inline(always)]
-fn panel<'a>(layer: &Dense<'a>, output: usize) -> &'a [i8] {
-    let len = layer.inputs * PANEL;
-    layer.weight.get(output / PANEL * len..).and_then(|rest| rest.get(..len)).unwrap_or_default()
-}
-
-/// The requantized value of one output for i8 inputs.
-#[inline(always)]
-fn dense(input: &[i8], layer: &Dense<'_>, output: usize) -> i32 {
-    let inputs = input.as_chunks::<GROUP>().0.iter().map(|x| x.map(i32::from));
-    let acc = dot(at(layer.bias, output), panel(layer, output), output, inputs);
-    requantize(acc, at(layer.multiplier, output), layer.shift)
+fn dense<T>(
+    layer: &Dense<'_>,
+    inputs: impl Iterator<Item = [i32; GROUP]> + Clone,
+    outputs: impl IntoIterator<Item = T>,
+    mut finish: impl FnMut(i32, T),
+) {
+    let panels = layer.weight.chunks_exact(layer.inputs.saturating_mul(PANEL).max(1));
+    let constants = layer.bias.as_chunks::<PANEL>().0.iter().zip(layer.multiplier.as_chunks::<PANEL>().0);
+    let mut outputs = outputs.into_iter();
+    for (weight, (bias, multipliers)) in panels.zip(constants) {
+        let mut acc = *bias;
+        for (group, x) in weight.as_chunks::<{ PANEL * GROUP }>().0.iter().zip(inputs.clone()) {
+            for (acc, w) in acc.iter_mut().zip(group.as_chunks::<GROUP>().0) {
+                let products = w.iter().zip(x).map(|(&w, x)| i32::from(w) * x);
+                *acc = acc.wrapping_add(products.sum());
+            }
+        }
+        for (acc, &multiplier) in acc.into_iter().zip(multipliers) {
+            let Some(output) = outputs.next() else { return };
+            finish(requantize(acc, multiplier, layer.shift), output);
+        }
+    }
 }
 
 fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
@@ -112,11 +122,8 @@ fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16
             let patch = row.get(pixel * bands..).and_then(|rest| rest.get(..segment));
             patch.unwrap_or_default().as_chunks::<GROUP>().0
         });
-        for (o, output) in output.iter_mut().enumerate() {
-            let inputs = rows.iter().flat_map(|row| row.iter()).map(|x| x.map(i32::from));
-            let acc = dot(at(layer.bias, o), panel(layer, o), o, inputs);
-            *output = requantize(acc, at(layer.multiplier, o), layer.shift) as i16;
-        }
+        let inputs = rows.iter().flat_map(|row| row.iter()).map(|x| x.map(i32::from));
+        dense(layer, inputs, output, |value, output| *output = value as i16);
     }
 }
 
@@ -134,15 +141,10 @@ pub fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, ou
                 if column < width {
                     let values = chunk(rows, (tap / side * width + column) * channels + first);
                     let weights = chunk(layer.weight, tap * channels + first);
-                    for c in 0..CHANNELS {
-                        acc[c] = acc[c].wrapping_add(i32::from(values[c]) * i32::from(weights[c]));
-                    }
+                    multiply_add(&mut acc, &values, &weights);
                 }
             }
-            let multiplier = chunk(layer.multiplier, first);
-            for c in 0..CHANNELS {
-                output[c] = requantize(acc[c], multiplier[c], layer.shift) as i16;
-            }
+            *output = requantized(acc, layer, first);
         }
     }
 }
@@ -200,17 +202,19 @@ fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [
     let places = area.y.clone().flat_map(|y| area.x.clone().map(move |x| (y, x)));
     for ((y, x), output) in places.zip(output.chunks_exact_mut(channels)) {
         let columns = x.saturating_sub(HALF)..(x + HALF + 1).min(rows.side);
-        for (c, output) in output.iter_mut().enumerate() {
-            let mut acc = at(layer.bias, c);
+        for (block, output) in output.as_chunks_mut::<CHANNELS>().0.iter_mut().enumerate() {
+            let first = block * CHANNELS;
+            let mut acc: [i32; CHANNELS] = chunk(layer.bias, first);
             for row in y.saturating_sub(HALF)..(y + HALF + 1).min(rows.side) {
                 let values = rows.row(row);
                 for column in columns.clone() {
                     let tap = (row + HALF - y) * DEPTHWISE_SIDE + column + HALF - x;
-                    let (value, weight) = (at(values, column * channels + c), at(layer.weight, tap * channels + c));
-                    acc = acc.wrapping_add(i32::from(value) * i32::from(weight));
+                    let (values, weights) =
+                        (chunk(values, column * channels + first), chunk(layer.weight, tap * channels + first));
+                    multiply_add(&mut acc, &values, &weights);
                 }
             }
-            *output = requantize(acc, at(layer.multiplier, c), layer.shift) as i16;
+            *output = requantized(acc, layer, first);
         }
     }
 }
@@ -228,14 +232,20 @@ pub fn layer_norm<const FLIP: i8>(values: &[i16], norm: &Norm, output: &mut [i8]
     }
 }
 
+/// The inputs of a pixel, by four.
+#[inline(always)]
+fn groups(input: &[i8]) -> impl Iterator<Item = [i32; GROUP]> + Clone {
+    input.as_chunks::<GROUP>().0.iter().map(|x| x.map(i32::from))
+}
+
 fn expand(input: &[i8], layer: &Dense<'_>, gelu_at: &Gelu<'_>, output: &mut [i8], squares: &mut [u64]) {
     let (inputs, outputs) = (layer.inputs.max(1), layer.outputs.max(1));
     for (input, output) in input.chunks_exact(inputs).zip(output.chunks_exact_mut(outputs)) {
-        for (o, (index, squares)) in output.iter_mut().zip(squares.iter_mut()).enumerate() {
-            *index = saturate_i8(dense(input, layer, o) + gelu_at.zero_point);
+        dense(layer, groups(input), output.iter_mut().zip(squares.iter_mut()), |value, (index, squares)| {
+            *index = saturate_i8(value + gelu_at.zero_point);
             let value = i32::from(gelu(gelu_at.table, *index));
             *squares += u64::from((value * value) as u32);
-        }
+        });
     }
 }
 
@@ -252,9 +262,7 @@ pub fn activate(values: &mut [i8], table: &Table, multipliers: &[i16]) {
 fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
     let (inputs, outputs) = (layer.inputs.max(1), layer.outputs.max(1));
     for (input, residual) in input.chunks_exact(inputs).zip(residual.chunks_exact_mut(outputs)) {
-        for (o, value) in residual.iter_mut().enumerate() {
-            *value = saturate_i16(i32::from(*value) + dense(input, layer, o));
-        }
+        dense(layer, groups(input), residual, |update, value| *value = saturate_i16(i32::from(*value) + update));
     }
 }
 
