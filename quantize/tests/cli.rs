@@ -1,26 +1,37 @@
 //! The program `quantize` from outside: what works, and one clear line with exit code 2 for what does not.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod common;
 
+use std::ops::Deref;
+use std::path::Path;
+use std::process::Command;
+
+use common::Folder;
 use nadir::model::Architecture;
 use nadir_formats::{Encoder, Matrix, Pixels, Tiles};
 use nadir_quantize::compare::Agreement;
 use nadir_quantize::reference::Reference;
 use nadir_quantize::testing::{random_encoder, random_tiles};
 use serde_json::Value;
-use tempfile::TempDir;
 
 /// A folder with an encoder, tiles, and an f32 model.
 struct Bench {
-    folder: TempDir,
+    folder: Folder,
     encoder: Encoder,
     tiles: Tiles,
 }
 
+impl Deref for Bench {
+    type Target = Folder;
+
+    fn deref(&self) -> &Folder {
+        &self.folder
+    }
+}
+
 impl Bench {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::new();
         let named = Architecture::named("yocto", 32, 16).unwrap();
         let architecture = Architecture { dims: [8, 16, 24, 32], ..named };
         let encoder = random_encoder(architecture, &["B4", "B3", "B2"], 3);
@@ -30,37 +41,6 @@ impl Bench {
         bench.tiles.write(&bench.path("t.npy")).unwrap();
         bench.good("convert --model m.safetensors --precision f32 --out m.nadir");
         bench
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn run(&self, arguments: &str) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_quantize"))
-            .current_dir(self.folder.path())
-            .args(arguments.split_whitespace())
-            .output()
-            .unwrap()
-    }
-
-    /// Runs, must succeed; standard output.
-    fn good(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Runs, must fail with code 2 and one line that holds `parts`.
-    fn bad(&self, arguments: &str, parts: &[&str]) {
-        let output = self.run(arguments);
-        let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{arguments}: {text}");
-        assert!(text.starts_with("quantize: ") && text.trim_end().lines().count() == 1, "{text:?}");
-        for part in parts {
-            assert!(text.contains(part), "{text:?} does not contain {part:?}");
-        }
-        assert!(output.stdout.is_empty(), "nothing on standard output beside an error");
     }
 
     /// Agreement of the embeddings in a file with float64.
@@ -235,7 +215,7 @@ fn outputs_that_cannot_be_written_are_named() {
         bench.bad(&format!("convert --model m.safetensors --precision f32 --out {out}"), &[out]);
         bench.bad(&format!("embed --model m.nadir --tiles t.npy --out {out}"), &[out]);
     }
-    let left: Vec<_> = std::fs::read_dir(bench.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(bench.path("")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 3, "nothing is left behind: {left:?}");
 }
 
@@ -252,7 +232,7 @@ fn a_full_disk_leaves_the_old_file() {
     ] {
         let limited = format!("trap '' XFSZ; ulimit -f 1; exec \"$0\" {arguments}");
         let output = Command::new("sh")
-            .current_dir(bench.folder.path())
+            .current_dir(bench.path(""))
             .args(["-c", &limited, env!("CARGO_BIN_EXE_quantize")])
             .output()
             .unwrap();
@@ -262,7 +242,7 @@ fn a_full_disk_leaves_the_old_file() {
         assert!(output.stdout.is_empty());
     }
     assert!(std::fs::read(bench.path("old.nadir")).unwrap() == old);
-    assert_eq!(std::fs::read_dir(bench.folder.path()).unwrap().count(), 4, "nothing is left behind");
+    assert_eq!(std::fs::read_dir(bench.path("")).unwrap().count(), 4, "nothing is left behind");
 }
 
 #[cfg(target_os = "linux")]
@@ -271,7 +251,7 @@ fn a_full_standard_output_is_an_error() {
     let bench = Bench::new();
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_quantize"))
-        .current_dir(bench.folder.path())
+        .current_dir(bench.path(""))
         .args(["inspect", "m.nadir"])
         .stdout(full)
         .output()

@@ -1,24 +1,33 @@
 //! `quantize plan`, `bound`, `profile`, `kernels`, and `--kernels`, `--threads` from outside.
 
-use std::path::PathBuf;
-use std::process::{Command, Output};
+mod common;
 
+use std::ops::Deref;
+
+use common::Folder;
 use nadir::kernels::int8::Int8Kernels;
 use nadir::model::{Architecture, Precision};
 use nadir_formats::{Pixels, Tiles};
 use nadir_quantize::float::convert;
 use nadir_quantize::testing::{random_encoder, random_int8_model, random_tiles};
 use serde_json::Value;
-use tempfile::TempDir;
 
 /// A folder with an int8 model, an f32 model, and tiles of both.
 struct Bench {
-    folder: TempDir,
+    folder: Folder,
+}
+
+impl Deref for Bench {
+    type Target = Folder;
+
+    fn deref(&self) -> &Folder {
+        &self.folder
+    }
 }
 
 impl Bench {
     fn new() -> Self {
-        let bench = Self { folder: tempfile::tempdir().unwrap() };
+        let bench = Self { folder: Folder::new() };
         let architecture = Architecture { dims: [8, 16, 24, 32], ..Architecture::named("yocto", 32, 16).unwrap() };
         let bands = ["B4", "B3", "B2"];
         std::fs::write(bench.path("q.nadir"), random_int8_model("small", architecture, &bands, 1)).unwrap();
@@ -28,43 +37,12 @@ impl Bench {
         bench
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
     fn write(&self, name: &str, text: &str) {
         std::fs::write(self.path(name), text).unwrap();
     }
 
-    fn run(&self, arguments: &str) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_quantize"))
-            .current_dir(self.folder.path())
-            .args(arguments.split_whitespace())
-            .output()
-            .unwrap()
-    }
-
-    /// Runs, must succeed; standard output.
-    fn good(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
     fn json(&self, arguments: &str) -> Value {
         serde_json::from_str(&self.good(arguments)).unwrap()
-    }
-
-    /// Runs, must fail with code 2 and one line that holds `parts`.
-    fn bad(&self, arguments: &str, parts: &[&str]) {
-        let output = self.run(arguments);
-        let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{arguments}: {text}");
-        assert!(text.starts_with("quantize: ") && text.trim_end().lines().count() == 1, "{text:?}");
-        for part in parts {
-            assert!(text.contains(part), "{text:?} does not contain {part:?}");
-        }
-        assert!(output.stdout.is_empty(), "nothing on standard output beside an error");
     }
 }
 

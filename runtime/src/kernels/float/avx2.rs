@@ -12,41 +12,7 @@ use super::vector::Vector;
 use super::{Dense, Depthwise, FloatKernels, LayerNorm, PANEL, Stem, shared, widen_f16};
 
 /// Kernels for AVX2, FMA and F16C.
-pub(super) static AVX2: FloatKernels = FloatKernels {
-    name: "avx2",
-    dense: |job, output| {
-        // SAFETY: this set is handed out only after its instructions were found.
-        unsafe { dense(job, output) }
-    },
-    depthwise: |job, output| {
-        // SAFETY: as above.
-        unsafe { depthwise(job, output) }
-    },
-    stem: |job, output| {
-        // SAFETY: as above.
-        unsafe { stem(job, output) }
-    },
-    layer_norm: |norm, values, pixels, stride| {
-        // SAFETY: as above.
-        unsafe { layer_norm(norm, values, pixels, stride) }
-    },
-    gelu: |values, row, sums| {
-        // SAFETY: as above.
-        unsafe { gelu(values, row, sums) }
-    },
-    grn: |squares, gamma, eps| {
-        // SAFETY: as above.
-        unsafe { grn(squares, gamma, eps) }
-    },
-    scale: |values, multiplier, offset| {
-        // SAFETY: as above.
-        unsafe { scale(values, multiplier, offset) }
-    },
-    widen: |bits, values| {
-        // SAFETY: as above.
-        unsafe { widen(bits, values) }
-    },
-};
+pub(super) static AVX2: FloatKernels = shared::set!("avx2");
 
 /// One ymm register.
 #[derive(Clone, Copy)]

@@ -31,6 +31,25 @@ pub(super) fn parts(total: usize, most: usize) -> impl Iterator<Item = (usize, u
     (0..count).map(move |i| (i * each + i.min(longer), each + usize::from(i < longer)))
 }
 
+/// The set of the functions of a module.
+macro_rules! set {
+    ($name:literal) => {
+        // SAFETY, for each: a set is handed out only after its instructions were found.
+        $crate::kernels::float::FloatKernels {
+            name: $name,
+            dense: |job, output| unsafe { dense(job, output) },
+            depthwise: |job, output| unsafe { depthwise(job, output) },
+            stem: |job, output| unsafe { stem(job, output) },
+            layer_norm: |norm, values, pixels, stride| unsafe { layer_norm(norm, values, pixels, stride) },
+            gelu: |values, row, sums| unsafe { gelu(values, row, sums) },
+            grn: |squares, gamma, eps| unsafe { grn(squares, gamma, eps) },
+            scale: |values, multiplier, offset| unsafe { scale(values, multiplier, offset) },
+            widen: |bits, values| unsafe { widen(bits, values) },
+        }
+    };
+}
+pub(super) use set;
+
 /// Runs a dense job in tiles of `$n` registers (`$group` panels) by each of the numbers of pixels listed, which are 1, 2, 3
 /// and so on.
 macro_rules! tiles {

@@ -14,26 +14,19 @@
 use core::arch::asm;
 use core::arch::x86_64::*;
 
-use super::avx512::{Planes, ToIndex, activate, add_squares, affine, lookup, requantize, sound, square_roots};
-use super::avx512_spatial::{depthwise, input, layer_norm, layer_norm_i16, stem};
+use super::avx512::{Planes, SHARED, ToIndex, activate, add_squares, requantize, sound};
+use super::avx512_spatial::layer_norm;
 use super::*;
 
 /// AMX for the matrix products, AVX-512 for the rest.
 pub static AMX: Int8Kernels = Int8Kernels {
     name: "amx",
-    prepare: scalar::prepare,
-    input: |values, band, output, stride| unsafe { input(values, band, output, stride) },
     initial: |rows, bands, layer, output| unsafe { initial(rows, bands, layer, output) },
-    stem: |rows, side, padding, layer, output| unsafe { stem(rows, side, padding, layer, output) },
-    layer_norm_i16: |values, norm| unsafe { layer_norm_i16(values, norm) },
-    affine: |values, gain, offset, shift| unsafe { affine(values, gain, offset, shift) },
-    lookup: |values, table| unsafe { lookup(values, table) },
-    depthwise: |rows, area, layer, output| unsafe { depthwise(rows, area, layer, output) },
     layer_norm: |values, norm, output| unsafe { layer_norm::<SIGNED>(values, norm, output) },
     expand: |input, layer, gelu, output, squares| unsafe { expand(input, layer, gelu, output, squares) },
     activate: |values, table, multipliers| unsafe { activate::<SIGNED>(values, table, multipliers) },
     project: |input, layer, residual| unsafe { project(input, layer, residual) },
-    square_roots: |values| unsafe { square_roots(values) },
+    ..SHARED
 };
 
 /// Bytes stay as they are.

@@ -32,18 +32,24 @@ use super::*;
 pub static AVX512_VNNI: Int8Kernels = Int8Kernels {
     name: "avx512-vnni",
     prepare: |layer, bias| unsafe { prepare(layer, bias) },
-    input: |values, band, output, stride| unsafe { input(values, band, output, stride) },
     initial: |rows, bands, layer, output| unsafe { initial(rows, bands, layer, output) },
+    layer_norm: |values, norm, output| unsafe { layer_norm::<UNSIGNED>(values, norm, output) },
+    expand: |input, layer, gelu, output, squares| unsafe { expand(input, layer, gelu, output, squares) },
+    activate: |values, table, multipliers| unsafe { activate::<UNSIGNED>(values, table, multipliers) },
+    project: |input, layer, residual| unsafe { project(input, layer, residual) },
+    ..SHARED
+};
+
+/// What the AMX set has too.
+pub(super) const SHARED: Int8Kernels = Int8Kernels {
+    input: |values, band, output, stride| unsafe { input(values, band, output, stride) },
     stem: |rows, side, padding, layer, output| unsafe { stem(rows, side, padding, layer, output) },
     layer_norm_i16: |values, norm| unsafe { layer_norm_i16(values, norm) },
     affine: |values, gain, offset, shift| unsafe { affine(values, gain, offset, shift) },
     lookup: |values, table| unsafe { lookup(values, table) },
     depthwise: |rows, area, layer, output| unsafe { depthwise(rows, area, layer, output) },
-    layer_norm: |values, norm, output| unsafe { layer_norm::<UNSIGNED>(values, norm, output) },
-    expand: |input, layer, gelu, output, squares| unsafe { expand(input, layer, gelu, output, squares) },
-    activate: |values, table, multipliers| unsafe { activate::<UNSIGNED>(values, table, multipliers) },
-    project: |input, layer, residual| unsafe { project(input, layer, residual) },
     square_roots: |values| unsafe { square_roots(values) },
+    ..scalar::SCALAR
 };
 
 /// What is flipped in a signed byte to add 128 and have it unsigned.
