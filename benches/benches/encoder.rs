@@ -1,5 +1,5 @@
 //! One tile through the encoder, and a model file through the parser, which checks every CRC: every shipped model, and a random int8
-//! atto of 12 bands and patch 8 (3.4 MB); one thread.
+//! atto of 12 bands and patch 8 (3.5 MB); one thread.
 
 use std::hint::black_box;
 use std::path::Path;

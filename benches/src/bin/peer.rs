@@ -115,3 +115,32 @@ fn run(arguments: &Arguments) -> Result<()> {
         stdout,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use nadir_benches::worker::Peer as _;
+    use nadir_formats::Tiles;
+
+    use super::*;
+
+    #[test]
+    fn threads_change_no_embedding_and_no_order() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let bytes = AlignedBytes::read(&root.join("models/yocto-rgb-int8.nadir")).unwrap();
+        let model = Model::parse(&bytes).unwrap();
+        let tiles = Tiles::read(&root.join("samples/eurosat-rgb/tiles.npy")).unwrap();
+        let tiles: Vec<Tile<'_>> = (0..9).map(|index| tiles.tile(index)).collect();
+        let [one, two, many] = [1, 2, 12].map(|threads| {
+            let engine = Encoder::new(&model);
+            let arenas = (0..threads).map(|_| AlignedBytes::zeroed(engine.arena_bytes())).collect();
+            let mut peer = Peer { engine, arenas, dimension: model.embedding_dimension() };
+            let mut out = vec![7.0];
+            peer.embed_batch(&tiles, &mut out).unwrap();
+            out
+        });
+        assert_eq!(one.len(), 1 + 9 * model.embedding_dimension());
+        assert!(one == two && one == many);
+    }
+}
