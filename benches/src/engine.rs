@@ -12,9 +12,6 @@ pub fn kernel_sets() -> Vec<&'static str> {
     Int8Kernels::available().map(|set| set.name).collect()
 }
 
-/// Threads that one encoder can use.
-pub const MAX_THREADS: usize = 1;
-
 /// An encoder that runs with the kernels called `kernels`, or with those that the runtime chooses itself.
 ///
 /// # Errors

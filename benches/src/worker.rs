@@ -9,7 +9,7 @@
 //! | `run N` | `[[wall, cpu], ...]`: N calls, each in milliseconds a tile, going round the tiles |
 //! | anything else, or the end | `{"hwm_kb": N}`, the peak of memory, and the worker ends |
 //!
-//! The environment's `PEER_BATCH` (1) is the number of tiles in a call.
+//! The environment's `PEER_BATCH` (1) is the number of tiles in a call. `threads` is how many threads an engine may use for a call.
 
 use std::hint::black_box;
 use std::io::{BufRead, Write};
@@ -32,6 +32,14 @@ pub trait Peer {
     /// # Errors
     /// If the engine refuses the tile.
     fn embed(&mut self, tile: Tile<'_>, out: &mut Vec<f32>) -> Result<()>;
+    /// Embeds the tiles of one call and appends the embeddings to `out`, in their order. An engine that uses several threads
+    /// does so here.
+    ///
+    /// # Errors
+    /// As [`Peer::embed`].
+    fn embed_batch(&mut self, tiles: &[Tile<'_>], out: &mut Vec<f32>) -> Result<()> {
+        tiles.iter().try_for_each(|&tile| self.embed(tile, out))
+    }
 }
 
 /// Agreement with the reference: mean and least cosine, largest absolute difference.
@@ -97,11 +105,12 @@ pub fn serve<P: Peer>(
     let load_ms = milliseconds(start);
     let loaded = peak_memory();
     let start = Instant::now();
-    peer.embed(tiles.tile(0), &mut vec![])?;
+    peer.embed_batch(&[tiles.tile(0)], &mut vec![])?;
     let first_ms = milliseconds(start);
+    let all: Vec<Tile<'_>> = (0..tiles.len()).map(|index| tiles.tile(index)).collect();
     let mut found = vec![];
-    for index in 0..tiles.len() {
-        peer.embed(tiles.tile(index), &mut found)?;
+    for tiles in all.chunks(batch) {
+        peer.embed_batch(tiles, &mut found)?;
     }
     let Agreement { cos_mean, cos_min, max_abs } = agreement(&found, &expected)?;
     let ready = json!({
@@ -111,7 +120,9 @@ pub fn serve<P: Peer>(
     writeln!(answers, "{ready}")?;
     answers.flush()?;
 
-    let mut next = 0;
+    // The tiles go round.
+    let mut next = all.iter().copied().cycle();
+    let mut call = Vec::with_capacity(batch);
     let mut out = Vec::with_capacity(batch * expected.columns);
     for line in requests.lines() {
         let line = line?;
@@ -124,11 +135,10 @@ pub fn serve<P: Peer>(
         let mut times = Vec::with_capacity(calls);
         for _ in 0..calls {
             out.clear();
+            call.clear();
+            call.extend(next.by_ref().take(batch));
             let (wall, before) = (Instant::now(), cpu());
-            for _ in 0..batch {
-                peer.embed(tiles.tile(next), &mut out)?;
-                next = (next + 1) % tiles.len();
-            }
+            peer.embed_batch(&call, &mut out)?;
             let used = cpu() - before;
             let wall_ms = milliseconds(wall);
             black_box(&out);

@@ -10,7 +10,7 @@
 //! The table names the CRC of each model: other models need another table (`quantize verify-kernels --update`).
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -86,6 +86,11 @@ impl Case {
         let architecture = Architecture::named("atto", SIDE as u16, 8).context("a named size")?;
         let file = AlignedBytes::copy_of(&random_int8_model("conformance-atto", architecture, &wanted, 3));
         Ok(Self { name: "atto", file, tiles: Tiles { shape: [TILES, bands, SIDE, SIDE], pixels: Pixels::U16(cut) } })
+    }
+
+    /// The bytes of the model file.
+    pub fn file(&self) -> &[u8] {
+        &self.file
     }
 
     /// The model.
@@ -231,7 +236,7 @@ impl Table {
     ///
     /// # Errors
     /// The first place at which they differ; or that the table was made for another model.
-    pub fn check(&self, case: &Case, count: usize, found: &[(Place, String)]) -> Result<()> {
+    pub fn check(&self, case: &Case, count: usize, found: &[(impl Display, String)]) -> Result<()> {
         let rows: Vec<&Row> = self.rows.iter().filter(|row| row.model == case.name).collect();
         let crc = format!("{:08x}", case.model()?.file_crc());
         let known = rows.first().map_or("none", |row| &row.crc);

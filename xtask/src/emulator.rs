@@ -106,11 +106,12 @@ pub struct Outcome {
 
 /// Runs the firmware `elf` on `machine` until the firmware ends itself.
 ///
-/// One instruction takes one nanosecond of the board's time (`-icount shift=0`), so that its clock counts instructions.
+/// If `counted`, one instruction takes one nanosecond of the board's time (`-icount shift=0`), so that its clock counts instructions; otherwise
+/// the emulator goes as fast as it can.
 ///
 /// # Errors
 /// [`Missing`] if QEMU is; if it cannot be started; or if it is still running after `timeout`, when it is killed.
-pub fn run(machine: &str, elf: &[u8], loaded: &[Loaded<'_>], timeout: Duration) -> Result<Outcome> {
+pub fn run(machine: &str, elf: &[u8], loaded: &[Loaded<'_>], counted: bool, timeout: Duration) -> Result<Outcome> {
     check_qemu()?;
     let folder = tempfile::tempdir().context("a folder for the emulator's files")?;
     let (link, log, words) =
@@ -118,7 +119,10 @@ pub fn run(machine: &str, elf: &[u8], loaded: &[Loaded<'_>], timeout: Duration) 
     let image = folder.path().join("firmware.elf");
     fs::write(&image, elf).with_context(|| image.display().to_string())?;
     let mut command = Command::new(QEMU);
-    command.args(["-M", machine, "-display", "none", "-monitor", "none", "-icount", "shift=0"]);
+    command.args(["-M", machine, "-display", "none", "-monitor", "none"]);
+    if counted {
+        command.args(["-icount", "shift=0"]);
+    }
     command.args(["-semihosting-config", "enable=on,target=native", "-kernel"]).arg(image);
     for file in [&link, &log] {
         command.arg("-serial").arg(prefixed("file:", file, ""));

@@ -6,4 +6,5 @@ pub mod demo;
 pub mod emulator;
 pub mod firmware;
 pub mod header;
+pub mod layers;
 pub mod qemu;

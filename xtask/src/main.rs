@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{capi, counts, demo, firmware, header, qemu};
+use xtask::{capi, counts, demo, firmware, header, layers, qemu};
 
 /// Development commands of Nadir.
 #[derive(Parser)]
@@ -19,6 +19,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Runs a model on an emulated microcontroller and checks every embedding against this machine's, byte for byte.
     Qemu(qemu::Arguments),
+    /// Hashes every place of three models on an emulated microcontroller, and compares with tests/conformance/kernels.csv.
+    Layers(layers::Arguments),
     /// Builds the static library for C and says what it holds: sizes, symbols, functions that can panic.
     Capi(capi::Arguments),
     /// Writes the C header runtime/include/nadir.h from the source, or checks it.
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Qemu(arguments) => qemu::main(&arguments),
+        Command::Layers(arguments) => layers::main(&arguments),
         Command::Capi(arguments) => capi::main(&arguments),
         Command::Header(arguments) => header::main(&arguments),
         Command::Size(arguments) => firmware::main(&arguments),

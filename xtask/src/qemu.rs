@@ -24,12 +24,12 @@ use crate::firmware::{
 pub const EXIT_MISSING: u8 = 3;
 
 /// Where in PSRAM the firmware of every emulated board looks for tiles and prototypes.
-const TILES: u32 = 0;
-const PROTOTYPES: u32 = 8 << 20;
+pub(crate) const TILES: u32 = 0;
+pub(crate) const PROTOTYPES: u32 = 8 << 20;
 /// A word that is not zero here: no tile is vetoed.
 const NO_VETO: u32 = (16 << 20) - 4;
 /// Room for each of them.
-const ROOM: usize = 8 << 20;
+pub(crate) const ROOM: usize = 8 << 20;
 /// Value of a split file that marks test tiles.
 const TEST: i64 = 2;
 
@@ -314,7 +314,7 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
         Loaded { bytes: &store, address: board.psram + TILES },
         Loaded { bytes: &with_length, address: board.psram + PROTOTYPES },
     ];
-    let mut outcome = emulator::run(board.machine, &image.elf, &loaded, Duration::from_secs(arguments.timeout))?;
+    let mut outcome = emulator::run(board.machine, &image.elf, &loaded, true, Duration::from_secs(arguments.timeout))?;
     if let Some(path) = &arguments.raw_log {
         write_atomic(path, &outcome.log)?;
     }
@@ -357,7 +357,7 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
 fn kernels(board: &Board, model: &std::path::Path, arguments: &Arguments) -> Result<String> {
     // The model is not looked at, but the board's build script wants one.
     let image = build_program(board, "kernels", model, arguments.arena_kib)?;
-    let outcome = emulator::run(board.machine, &image.elf, &[], Duration::from_secs(arguments.timeout))?;
+    let outcome = emulator::run(board.machine, &image.elf, &[], true, Duration::from_secs(arguments.timeout))?;
     ensure!(outcome.success, "{}: the kernels disagree: {}", board.name, outcome.console.trim());
     Ok(outcome.console.lines().map(|line| format!("kernels  {line}\n")).collect())
 }
@@ -382,7 +382,7 @@ fn kinds(
         Loaded { bytes: &store(&three)?, address: board.psram + TILES },
         Loaded { bytes: &1u32.to_le_bytes(), address: board.psram + NO_VETO },
     ];
-    let mut outcome = emulator::run(board.machine, elf, &loaded, timeout)?;
+    let mut outcome = emulator::run(board.machine, elf, &loaded, true, timeout)?;
     let transcript = emulator::transcript(&mut outcome.link)?;
     let rows = compare(model, &three, None, &transcript, &limits)?;
     let [zero, max, real] = <[Row; 3]>::try_from(rows).ok().context("the device did not see three tiles")?;
@@ -432,7 +432,7 @@ fn tiles(arguments: &Arguments, model: &Model<'_>) -> Result<Tiles> {
 }
 
 /// The memory that the camera in software reads from.
-fn store(tiles: &Tiles) -> Result<Vec<u8>> {
+pub(crate) fn store(tiles: &Tiles) -> Result<Vec<u8>> {
     let (value_type, values): (_, Vec<u8>) = match &tiles.pixels {
         Pixels::U8(v) => (ValueType::U8, v.clone()),
         Pixels::U16(v) => (ValueType::U16, v.iter().flat_map(|v| v.to_le_bytes()).collect()),

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -24,7 +26,7 @@ struct Arguments {
     /// The reference's embeddings [tiles, dimension]
     #[arg(value_name = "Y.npy", required_unless_present = "list_kernels")]
     reference: Option<PathBuf>,
-    /// Threads that may be used; one encoder uses no more than it can
+    /// Threads that share the tiles of a call, at most one a tile
     #[arg(default_value_t = 1)]
     threads: usize,
     /// Kernels by name, if not those that the runtime chooses
@@ -37,8 +39,9 @@ struct Arguments {
 
 struct Peer<'m> {
     engine: Encoder<'m>,
-    arena: AlignedBytes,
-    embedding: Vec<f32>,
+    /// One for each thread.
+    arenas: Vec<AlignedBytes>,
+    dimension: usize,
 }
 
 impl worker::Peer for Peer<'_> {
@@ -47,9 +50,31 @@ impl worker::Peer for Peer<'_> {
     }
 
     fn embed(&mut self, tile: Tile<'_>, out: &mut Vec<f32>) -> Result<()> {
-        self.engine.embed(tile, &mut self.arena, &mut self.embedding)?;
-        out.extend_from_slice(&self.embedding);
-        Ok(())
+        self.embed_batch(&[tile], out)
+    }
+
+    /// As `nadir_quantize::batch::embed_all` does it, with arenas that stay.
+    fn embed_batch(&mut self, tiles: &[Tile<'_>], out: &mut Vec<f32>) -> Result<()> {
+        let (engine, start) = (&self.engine, out.len());
+        out.resize(start + tiles.len() * self.dimension, 0.0);
+        let work = Mutex::new(tiles.iter().zip(out[start..].chunks_exact_mut(self.dimension)));
+        let embed = |arena: &mut AlignedBytes| {
+            loop {
+                let next = work.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((&tile, embedding)) = next else { return Ok(()) };
+                engine.embed(tile, arena, embedding)?;
+            }
+        };
+        let (own, others) = self.arenas.split_first_mut().context("no arena")?;
+        let more = tiles.len().saturating_sub(1).min(others.len());
+        thread::scope(|scope| {
+            let others: Vec<_> = others[..more].iter_mut().map(|arena| scope.spawn(|| embed(arena))).collect();
+            let own: Result<()> = embed(own);
+            others.into_iter().fold(own, |result, thread| match thread.join() {
+                Ok(other) => result.and(other),
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })
     }
 }
 
@@ -71,8 +96,6 @@ fn run(arguments: &Arguments) -> Result<()> {
     let Arguments { model: Some(path), tiles: Some(tiles), reference: Some(reference), .. } = arguments else {
         unreachable!("clap asks for them");
     };
-    // The place for threads: an encoder that can use several gets `threads` here.
-    let _threads = arguments.threads.clamp(1, engine::MAX_THREADS);
     // Both live until the process ends, like every model in flight; the loading of the file is part of the time of loading.
     let mut bytes = None;
     let mut model = None;
@@ -85,10 +108,39 @@ fn run(arguments: &Arguments) -> Result<()> {
             let bytes: &AlignedBytes = bytes.insert(AlignedBytes::read(path)?);
             let model: &Model<'_> = model.insert(Model::parse(bytes).with_context(|| path.display().to_string())?);
             let engine = engine::encoder(model, arguments.kernels.as_deref())?;
-            let arena = AlignedBytes::zeroed(engine.arena_bytes());
-            Ok(Peer { engine, arena, embedding: vec![0.0; model.embedding_dimension()] })
+            let arenas = (0..arguments.threads.max(1)).map(|_| AlignedBytes::zeroed(engine.arena_bytes())).collect();
+            Ok(Peer { engine, arenas, dimension: model.embedding_dimension() })
         },
         stdin,
         stdout,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use nadir_benches::worker::Peer as _;
+    use nadir_formats::Tiles;
+
+    use super::*;
+
+    #[test]
+    fn threads_change_no_embedding_and_no_order() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let bytes = AlignedBytes::read(&root.join("models/yocto-rgb-int8.nadir")).unwrap();
+        let model = Model::parse(&bytes).unwrap();
+        let tiles = Tiles::read(&root.join("samples/eurosat-rgb/tiles.npy")).unwrap();
+        let tiles: Vec<Tile<'_>> = (0..9).map(|index| tiles.tile(index)).collect();
+        let [one, two, many] = [1, 2, 12].map(|threads| {
+            let engine = Encoder::new(&model);
+            let arenas = (0..threads).map(|_| AlignedBytes::zeroed(engine.arena_bytes())).collect();
+            let mut peer = Peer { engine, arenas, dimension: model.embedding_dimension() };
+            let mut out = vec![7.0];
+            peer.embed_batch(&tiles, &mut out).unwrap();
+            out
+        });
+        assert_eq!(one.len(), 1 + 9 * model.embedding_dimension());
+        assert!(one == two && one == many);
+    }
 }

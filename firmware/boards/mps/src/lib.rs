@@ -15,6 +15,7 @@
 
 mod clock;
 pub mod kernels;
+pub mod layers;
 mod logger;
 mod machine;
 mod uart;
