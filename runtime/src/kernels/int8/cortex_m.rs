@@ -8,7 +8,7 @@
 //! Nothing depends on data but the addresses of a table's entries: the counts of a black, a bright and a real tile are the same.
 //!
 //! **Measured** under QEMU with `-icount` (instructions, not cycles; `cargo xtask qemu`): zepto takes
-//! 77.4 M a tile on a Cortex-M7, 1.32 a multiply-add, and 76.5 M on a Cortex-M4F; the scalar set takes about 7.9 a multiply-add.
+//! 77.0 M a tile on a Cortex-M7, 1.31 a multiply-add, and 76.3 M on a Cortex-M4F; the scalar set takes about 7.9 a multiply-add.
 //!
 //! **Stack.** At most 6.5 KiB, in [`dense`].
 #![allow(unsafe_code)]
@@ -19,7 +19,7 @@ mod instructions;
 
 use super::{Dense, Depthwise, Gelu, Int8Kernels, Norm, Table, scalar};
 use crate::kernels::fixed::{Normalizer, reciprocal};
-use dense::{Bytes, Source, Sums, Window, complete};
+use dense::{Bytes, Source, Sums, Window, sound};
 use instructions::*;
 
 /// SMLAD and its kin.
@@ -72,7 +72,7 @@ fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16
 
 fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
     let pixels = residual.len() / layer.outputs.max(1);
-    if !complete(layer) || input.len() < pixels * layer.inputs {
+    if !sound(layer) || input.len() / layer.inputs < pixels {
         debug_assert!(false, "a projection of impossible shape");
         return;
     }
@@ -83,23 +83,27 @@ fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
 /// Two channels at a time; columns beyond the map are left out for a pixel, not for a tap.
 fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output: &mut [i16]) {
     let channels = layer.bias.len();
-    let width = rows.len() / (side * channels).max(1);
-    let lengths = layer.multiplier.len() >= channels && layer.weight.len() >= side * side * channels;
+    let weights = side.checked_mul(side).and_then(|taps| taps.checked_mul(channels));
+    let lengths = weights.is_some_and(|weights| layer.weight.len() >= weights) && layer.multiplier.len() >= channels;
     if !lengths || channels == 0 || !channels.is_multiple_of(2) {
         debug_assert!(false, "a stem of impossible shape");
         return;
     }
+    let width = rows.len() / (side * channels).max(1);
     for (x, output) in output.chunks_exact_mut(channels).enumerate() {
         // Columns of the kernel that lie in the map.
-        let first = padding.saturating_sub(x * side).min(side);
-        let last = (width + padding).saturating_sub(x * side).min(side);
-        for c in (0..channels).step_by(2) {
-            let mut sums = [layer.bias[c], layer.bias[c + 1]];
+        let left = x.saturating_mul(side);
+        let first = padding.saturating_sub(left).min(side);
+        let last = width.saturating_add(padding).saturating_sub(left).min(side);
+        let constants = layer.bias.as_chunks::<2>().0.iter().zip(layer.multiplier.as_chunks::<2>().0);
+        for (pair, (output, (bias, multiplier))) in output.as_chunks_mut::<2>().0.iter_mut().zip(constants).enumerate()
+        {
+            let (c, mut sums) = (2 * pair, *bias);
             for row in 0..side {
                 for column in first..last {
-                    // SAFETY: `row` and `x * side + column - padding` lie in the map, `c + 1` is a channel, the tap one of `side * side`.
+                    // SAFETY: `row` and `left + column - padding` lie in the map, `c + 1` is a channel, the tap one of `side * side`.
                     unsafe {
-                        let at = (row * width + x * side + column - padding) * channels + c;
+                        let at = (row * width + left + column - padding) * channels + c;
                         let both = rows.as_ptr().add(at).cast::<u32>().read_unaligned() as i32;
                         let weight = layer.weight.as_ptr().add((row * side + column) * channels + c);
                         sums =
@@ -107,8 +111,8 @@ fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output
                     }
                 }
             }
-            for (place, sum) in sums.into_iter().enumerate() {
-                output[c + place] = (scale(sum, layer.shift, layer.multiplier[c + place].into(), HALF) >> 15) as i16;
+            for ((to, sum), &multiplier) in output.iter_mut().zip(sums).zip(multiplier) {
+                *to = (scale(sum, layer.shift, multiplier.into(), HALF) >> 15) as i16;
             }
         }
     }
@@ -142,7 +146,7 @@ unsafe fn add_dense(source: &impl Source, pixels: usize, layer: &Dense<'_>, outp
 fn expand(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, output: &mut [i8], squares: &mut [u64]) {
     let (outputs, shift) = (layer.outputs, layer.shift);
     let pixels = output.len() / outputs.max(1);
-    if !complete(layer) || input.len() < pixels * layer.inputs || squares.len() < outputs {
+    if !sound(layer) || input.len() / layer.inputs < pixels || squares.len() < outputs {
         debug_assert!(false, "an expansion of impossible shape");
         return;
     }
@@ -200,8 +204,8 @@ fn normalize(normalizer: &Normalizer, pair: &[i16; 2]) -> [i32; 2] {
 }
 
 fn layer_norm(values: &[i16], norm: &Norm, output: &mut [i8]) {
-    let reciprocal = reciprocal(norm.count);
-    for (pixel, output) in values.chunks_exact(norm.channels).zip(output.chunks_exact_mut(norm.channels)) {
+    let (reciprocal, channels) = (reciprocal(norm.count), norm.channels.max(1));
+    for (pixel, output) in values.chunks_exact(channels).zip(output.chunks_exact_mut(channels)) {
         let normalizer = normalizer(pixel, norm, reciprocal);
         let pairs = pixel.as_chunks::<2>().0.iter().zip(output.as_chunks_mut::<2>().0);
         pairs.for_each(|(pair, to)| *to = normalize(&normalizer, pair).map(|value| ssat8(value) as i8));
@@ -210,7 +214,7 @@ fn layer_norm(values: &[i16], norm: &Norm, output: &mut [i8]) {
 
 fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
     let reciprocal = reciprocal(norm.count);
-    for pixel in values.chunks_exact_mut(norm.channels) {
+    for pixel in values.chunks_exact_mut(norm.channels.max(1)) {
         let normalizer = normalizer(pixel, norm, reciprocal);
         for pair in pixel.as_chunks_mut::<2>().0 {
             *pair = normalize(&normalizer, pair).map(|value| ssat14(value) as i16);
@@ -219,7 +223,7 @@ fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
 }
 
 fn affine(values: &mut [i16], gain: &[i32], offset: &[i32], shift: u32) {
-    for pixel in values.chunks_exact_mut(gain.len()) {
+    for pixel in values.chunks_exact_mut(gain.len().max(1)) {
         for ((value, &gain), &offset) in pixel.iter_mut().zip(gain).zip(offset) {
             *value = ssat16(i32::from(*value).wrapping_mul(gain).wrapping_add(offset) >> (shift & 31)) as i16;
         }

@@ -75,6 +75,17 @@ pub struct Dense<'a> {
     pub outputs: usize,
 }
 
+impl Dense<'_> {
+    /// Whether there is an input, and a weight for each input of each output, in whole groups and panels. What follows pointers into the
+    /// weights asks this first.
+    pub fn complete(&self) -> bool {
+        let outputs = self.outputs.checked_next_multiple_of(PANEL);
+        let weights = outputs.and_then(|outputs| outputs.checked_mul(self.inputs));
+        let groups = self.inputs > 0 && self.inputs.is_multiple_of(GROUP);
+        groups && weights.is_some_and(|weights| self.weight.len() >= weights)
+    }
+}
+
 /// A depthwise layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Depthwise<'a> {
@@ -110,6 +121,15 @@ impl<'a> Rows<'a> {
         let len = self.side * self.channels;
         let (from, start) = if y < self.first { (self.ring, y % RING_ROWS * len) } else { (self.map, y * len) };
         from.get(start..).and_then(|rest| rest.get(..len)).unwrap_or_default()
+    }
+
+    /// Whether all rows that the windows of the rows `y` look at are there, each with `side * channels` values. What follows pointers into
+    /// a row asks this first.
+    pub fn complete(&self, y: &Range<usize>) -> bool {
+        const HALF: usize = DEPTHWISE_SIDE / 2;
+        let mut windows = y.start.saturating_sub(HALF)..y.end.saturating_add(HALF).min(self.side);
+        let len = self.side.checked_mul(self.channels);
+        len.is_some_and(|len| windows.all(|y| self.row(y).len() == len))
     }
 }
 

@@ -19,8 +19,8 @@
 //!
 //! ## Measured
 //! No board was at hand: correct under QEMU (`-cpu cortex-a53`, `cortex-a76`, `max`), speed unknown. Instructions of the loops of a
-//! release build (rustc 1.95), by disassembly: depthwise 166 for the 448 multiply-adds of a kernel row (0.37) within the map, 101 for
-//! 224 (0.45) in the tile of 4 pixels; initial convolution 84 for 256 (0.33); tables 11 for sixteen indices and plane.
+//! release build (rustc 1.95), by disassembly: depthwise 161 for the 448 multiply-adds of a kernel row (0.36) within the map, 95 for
+//! 224 (0.42) in the tile of 4 pixels; initial convolution 84 for 256 (0.33); tables 11 for sixteen indices and plane.
 #![allow(unsafe_code)]
 
 use super::neon_gemm::{self, Pairs};
@@ -78,6 +78,13 @@ pub(super) fn load_i32(from: &[i32; 8]) -> [int32x4_t; 2] {
     unsafe { [vld1q_s32(from.as_ptr()), vld1q_s32(from.as_ptr().add(4))] }
 }
 
+/// Sixteen values in two registers.
+#[inline(always)]
+fn load_both(from: &[i16; 16]) -> [int16x8_t; 2] {
+    // SAFETY: as `load_i8`; the second half is eight values further.
+    unsafe { [vld1q_s16(from.as_ptr()), vld1q_s16(from.as_ptr().add(8))] }
+}
+
 #[inline(always)]
 pub(super) fn store_i8(to: &mut [i8; 8], value: int8x8_t) {
     // SAFETY: writes the array; a vector store needs the alignment of an element.
@@ -90,15 +97,23 @@ pub(super) fn store_i16(to: &mut [i16; 8], value: int16x8_t) {
     unsafe { vst1q_s16(to.as_mut_ptr(), value) }
 }
 
-/// Eight values from index `at` on.
+/// Sixteen values, saturated.
 #[inline(always)]
-pub(super) fn eight<T>(values: &[T], at: usize) -> &[T; 8] {
-    values[at..].first_chunk().expect("channels are multiples of 8")
+fn store_both(to: &mut [i8; 16], [low, high]: [int16x8_t; 2]) {
+    // SAFETY: as `store_i8`.
+    unsafe { vst1q_s8(to.as_mut_ptr(), vcombine_s8(vqmovn_s16(low), vqmovn_s16(high))) };
 }
 
+/// Eight values from index `at` on; zeros if they are not there.
 #[inline(always)]
-pub(super) fn eight_mut<T>(values: &mut [T], at: usize) -> &mut [T; 8] {
-    values[at..].first_chunk_mut().expect("channels are multiples of 8")
+pub(super) fn eight<T: Copy + Default>(values: &[T], at: usize) -> [T; 8] {
+    values.get(at..).and_then(|values| values.first_chunk()).copied().unwrap_or_default()
+}
+
+/// The places of eight values from index `at` on.
+#[inline(always)]
+pub(super) fn eight_mut<T>(values: &mut [T], at: usize) -> Option<&mut [T; 8]> {
+    values.get_mut(at..)?.first_chunk_mut()
 }
 
 /// `sat16(acc >> shift)` for eight accumulators; `shift` holds minus the shift.
@@ -156,10 +171,10 @@ impl Lookup {
     ) -> impl Iterator<Item = [int16x8_t; 2]> {
         for (plane, found) in self.planes.iter().zip(&mut self.found) {
             // SAFETY: as the caller promised.
-            unsafe { find_bytes(plane, indices, stride, &mut found[..count]) };
+            unsafe { find_bytes(plane, indices, stride, found.get_mut(..count).unwrap_or_default()) };
         }
         let [lower, upper] = &self.found;
-        lower[..count].iter().zip(&upper[..count]).map(|(lower, upper)| {
+        lower.get(..count).unwrap_or_default().iter().zip(upper).map(|(lower, upper)| {
             // SAFETY: reads the arrays.
             let (lower, upper) = unsafe { (vld1q_u8(lower.as_ptr()), vld1q_u8(upper.as_ptr())) };
             [vzip1q_u8(lower, upper), vzip2q_u8(lower, upper)].map(vreinterpretq_s16_u8)
@@ -253,7 +268,7 @@ impl Normal {
 fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
     let reciprocal = reciprocal(norm.count);
     let (min, max) = (vdupq_n_s16(-8192), vdupq_n_s16(8191));
-    for pixel in values.chunks_exact_mut(norm.channels) {
+    for pixel in values.chunks_exact_mut(norm.channels.max(1)) {
         let normal = Normal::of(pixel, norm, reciprocal);
         for values in pixel.as_chunks_mut().0 {
             let value = normal.apply(load_i16(values));
@@ -263,8 +278,8 @@ fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
 }
 
 fn layer_norm(values: &[i16], norm: &Norm, output: &mut [i8]) {
-    let reciprocal = reciprocal(norm.count);
-    for (pixel, output) in values.chunks_exact(norm.channels).zip(output.chunks_exact_mut(norm.channels)) {
+    let (reciprocal, channels) = (reciprocal(norm.count), norm.channels.max(1));
+    for (pixel, output) in values.chunks_exact(channels).zip(output.chunks_exact_mut(channels)) {
         let normal = Normal::of(pixel, norm, reciprocal);
         for (values, output) in pixel.as_chunks().0.iter().zip(output.as_chunks_mut().0) {
             store_i8(output, vqmovn_s16(normal.apply(load_i16(values))));
@@ -275,7 +290,7 @@ fn layer_norm(values: &[i16], norm: &Norm, output: &mut [i8]) {
 fn affine(values: &mut [i16], gain: &[i32], offset: &[i32], shift: u32) {
     let shift = right(shift);
     let constants = || gain.as_chunks().0.iter().zip(offset.as_chunks().0);
-    for pixel in values.chunks_exact_mut(gain.len()) {
+    for pixel in values.chunks_exact_mut(gain.len().max(1)) {
         for (values, (gain, offset)) in pixel.as_chunks_mut().0.iter_mut().zip(constants()) {
             let (value, [gain0, gain1], [offset0, offset1]) = (load_i16(values), load_i32(gain), load_i32(offset));
             let low = vmlaq_s32(offset0, vmovl_s16(vget_low_s16(value)), gain0);
@@ -290,14 +305,13 @@ fn lookup(values: &mut [i16], table: &Table) {
     let (vectors, rest) = values.as_chunks_mut::<16>();
     for vectors in vectors.chunks_mut(BATCH) {
         for (values, indices) in vectors.iter().zip(&mut indices) {
-            store_i8(eight_mut(indices, 0), vqmovn_s16(load_i16(eight(values, 0))));
-            store_i8(eight_mut(indices, 8), vqmovn_s16(load_i16(eight(values, 8))));
+            store_both(indices, load_both(values));
         }
         // SAFETY: there are as many arrays of indices as vectors, or more.
         let found = unsafe { lookup.find(indices.as_ptr().cast(), 16, vectors.len()) };
         for (values, [low, high]) in vectors.iter_mut().zip(found) {
-            store_i16(eight_mut(values, 0), low);
-            store_i16(eight_mut(values, 8), high);
+            // SAFETY: writes the array, the second half eight values further.
+            unsafe { (vst1q_s16(values.as_mut_ptr(), low), vst1q_s16(values.as_mut_ptr().add(8), high)) };
         }
     }
     scalar::lookup(rest, table);
@@ -315,8 +329,8 @@ fn activate(values: &mut [i8], table: &Table, multipliers: &[i16]) {
         // SAFETY: the vectors stand one behind the other.
         let found = unsafe { lookup.find(vectors.as_ptr().cast(), 16, vectors.len()) };
         for ((values, [low, high]), multiplier) in vectors.iter_mut().zip(found).zip(&mut multipliers) {
-            store_i8(eight_mut(values, 0), vqmovn_s16(vqrdmulhq_s16(low, load_i16(eight(multiplier, 0)))));
-            store_i8(eight_mut(values, 8), vqmovn_s16(vqrdmulhq_s16(high, load_i16(eight(multiplier, 8)))));
+            let [by_low, by_high] = load_both(multiplier);
+            store_both(values, [vqrdmulhq_s16(low, by_low), vqrdmulhq_s16(high, by_high)]);
         }
     }
 }
@@ -342,29 +356,40 @@ fn square_roots(values: &mut [u32]) {
 }
 
 fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output: &mut [i16]) {
-    let channels = layer.bias.len();
-    let width = rows.len() / (side * channels);
-    let shift = right(layer.shift);
+    let (channels, shift) = (layer.bias.len().max(1), right(layer.shift));
+    let weights = side.checked_mul(side).and_then(|taps| taps.checked_mul(channels));
+    if weights.is_none_or(|weights| layer.weight.len() < weights) {
+        return;
+    }
+    let width = rows.len() / (side * channels).max(1);
     for (x, output) in output.chunks_exact_mut(channels).enumerate() {
         // The first of the window's columns that stands in the map, and the one behind the last.
-        let first = padding.saturating_sub(x * side).min(side);
-        let end = (width + padding).saturating_sub(x * side).min(side);
+        let left = x.saturating_mul(side);
+        let first = padding.saturating_sub(left).min(side);
+        let end = width.saturating_add(padding).saturating_sub(left).min(side);
         for (block, output) in output.as_chunks_mut().0.iter_mut().enumerate() {
             let c = 8 * block;
-            let mut acc = load_i32(eight(layer.bias, c));
+            let mut acc = load_i32(&eight(layer.bias, c));
             for row in 0..if first < end { side } else { 0 } {
-                let values = &rows[(row * width + x * side + first - padding) * channels..][..(end - first) * channels];
-                let weights = &layer.weight[(row * side + first) * channels..][..(end - first) * channels];
-                for at in (c..values.len()).step_by(channels) {
-                    // SAFETY: both slices have this length, and hold whole pixels; eight channels from `c` on are within one.
-                    let (value, weight) =
-                        unsafe { (vld1q_s16(values.as_ptr().add(at)), vld1_s8(weights.as_ptr().add(at))) };
+                // SAFETY: column `left + first - padding` of the map's row, which has `width` columns.
+                let values = unsafe { rows.as_ptr().add((row * width + left + first - padding) * channels + c) };
+                // SAFETY: one of `side * side` taps; all are there.
+                let weights = unsafe { layer.weight.as_ptr().add((row * side + first) * channels + c) };
+                for at in (0..(end - first) * channels).step_by(channels) {
+                    // SAFETY: a column and a tap up to `end`, which stand in the map and in the kernel; these eight are among the channels.
+                    let (value, weight) = unsafe { (vld1q_s16(values.add(at)), vld1_s8(weights.add(at))) };
                     acc = multiply_add(acc, value, vmovl_s8(weight));
                 }
             }
-            store_i16(output, requantize(acc, load_i16(eight(layer.multiplier, c)), shift));
+            store_i16(output, requantize(acc, load_i16(&eight(layer.multiplier, c)), shift));
         }
     }
+}
+
+/// `len` values from index `at` on; none if not all are there.
+#[inline(always)]
+fn part<T>(values: &[T], at: usize, len: usize) -> &[T] {
+    values.get(at..).and_then(|values| values.get(..len)).unwrap_or_default()
 }
 
 /// The window's taps in one row.
@@ -383,31 +408,35 @@ impl Channels {
     fn of(layer: &Depthwise<'_>, channels: usize, c: usize) -> Self {
         let mut weight = [[vdupq_n_s16(0); SIDE]; SIDE];
         for (tap, weight) in weight.as_flattened_mut().iter_mut().enumerate() {
-            *weight = vmovl_s8(load_i8(eight(layer.weight, tap * channels + c)));
+            *weight = vmovl_s8(load_i8(&eight(layer.weight, tap * channels + c)));
         }
-        let (bias, multiplier) = (load_i32(eight(layer.bias, c)), load_i16(eight(layer.multiplier, c)));
+        let (bias, multiplier) = (load_i32(&eight(layer.bias, c)), load_i16(&eight(layer.multiplier, c)));
         Self { weight, bias, multiplier, shift: right(layer.shift) }
     }
 }
 
 fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [i16]) {
     let channels = rows.channels;
-    let line = area.x.len() * channels;
+    if !channels.is_multiple_of(8) || !rows.complete(&area.y) {
+        return;
+    }
+    let line = (area.x.len() * channels).max(1);
     for c in (0..channels).step_by(8) {
         let constants = Channels::of(layer, channels, c);
         for (y, output) in area.y.clone().zip(output.chunks_exact_mut(line)) {
-            let mut x = area.x.start;
-            while x < area.x.end {
-                let output = &mut output[(x - area.x.start) * channels..];
+            for x in area.x.clone().step_by(8) {
+                let output = output.get_mut((x - area.x.start) * channels..).unwrap_or_default();
                 let left = area.x.end - x;
-                let inside = |pixels| x >= HALF && x + pixels + HALF <= rows.side;
-                match (left > 4, inside(if left > 4 { 8 } else { 4 })) {
-                    (true, true) => depthwise_tile::<8, true>(rows, &constants, c, y, x, output),
-                    (true, false) => depthwise_tile::<8, false>(rows, &constants, c, y, x, output),
-                    (false, true) => depthwise_tile::<4, true>(rows, &constants, c, y, x, output),
-                    (false, false) => depthwise_tile::<4, false>(rows, &constants, c, y, x, output),
+                let inside = |pixels| x >= HALF && rows.side.checked_sub(pixels + HALF).is_some_and(|last| x <= last);
+                // SAFETY: rows and channels were checked above, the columns here.
+                unsafe {
+                    match (left > 4, inside(if left > 4 { 8 } else { 4 })) {
+                        (true, true) => depthwise_tile::<8, true>(rows, &constants, c, y, x, output),
+                        (true, false) => depthwise_tile::<8, false>(rows, &constants, c, y, x, output),
+                        (false, true) => depthwise_tile::<4, true>(rows, &constants, c, y, x, output),
+                        (false, false) => depthwise_tile::<4, false>(rows, &constants, c, y, x, output),
+                    }
                 }
-                x += 8;
             }
         }
     }
@@ -425,8 +454,11 @@ macro_rules! unrolled {
 
 /// `P` pixels of row `y` from column `x` on, 8 channels from `c` on; as many as `output` has places for are written. `INSIDE`: all
 /// columns of all windows stand in the map.
+///
+/// # Safety
+/// The rows of the windows are complete; the eight channels exist; `INSIDE` is true.
 #[inline(always)]
-fn depthwise_tile<const P: usize, const INSIDE: bool>(
+unsafe fn depthwise_tile<const P: usize, const INSIDE: bool>(
     rows: &Rows<'_>,
     constants: &Channels,
     c: usize,
@@ -436,13 +468,14 @@ fn depthwise_tile<const P: usize, const INSIDE: bool>(
 ) {
     let mut acc = [constants.bias; P];
     for row in y.saturating_sub(HALF)..(y + HALF + 1).min(rows.side) {
-        let weight = constants.weight[row + HALF - y];
+        // SAFETY: one of the seven rows of the window.
+        let weight = unsafe { *constants.weight.get_unchecked(row + HALF - y) };
         let values = rows.row(row);
         unrolled!(column in 0 1 2 3 4 5 6 7 8 9 10 11 12 13 => {
-            let at = (x + column).wrapping_sub(HALF);
+            let at = x.wrapping_add(column).wrapping_sub(HALF);
             if column < P + SIDE - 1 && (INSIDE || at < rows.side) {
                 debug_assert!(at < rows.side);
-                // SAFETY: a row has `side * channels` values, and `at < side`: if `INSIDE`, the caller saw to it.
+                // SAFETY: a row has `side * channels` values, as the caller promised, and `at < side`: if `INSIDE`, by its promise too.
                 let value = unsafe { vld1q_s16(values.as_ptr().add(at * rows.channels + c)) };
                 unrolled!(pixel in 0 1 2 3 4 5 6 7 => {
                     if pixel < P && (pixel..pixel + SIDE).contains(&column) {
@@ -452,33 +485,49 @@ fn depthwise_tile<const P: usize, const INSIDE: bool>(
             }
         });
     }
-    let output = output.chunks_exact_mut(rows.channels);
-    for (acc, output) in acc.into_iter().zip(output) {
-        store_i16(eight_mut(output, c), requantize(acc, constants.multiplier, constants.shift));
+    for (acc, output) in acc.into_iter().zip(output.chunks_exact_mut(rows.channels.max(1))) {
+        if let Some(output) = eight_mut(output, c) {
+            store_i16(output, requantize(acc, constants.multiplier, constants.shift));
+        }
     }
+}
+
+/// The same pointer, of which the compiler forgets how it was computed: it would compute it again in every round of a loop.
+#[inline(always)]
+fn opaque(mut pointer: *const i16) -> *const i16 {
+    // SAFETY: nothing is done.
+    unsafe { asm!("/* {0} */", inout(reg) pointer, options(readonly, nostack, preserves_flags)) };
+    pointer
 }
 
 /// The initial convolution, 8 pixels times 8 outputs: the weights of four inputs come apart by `ld4`, are widened, and multiply one
 /// input of each pixel by element. 16 accumulators, 4 weights, one register of inputs a pixel.
 fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
-    let (segment, pixels) = (layer.inputs / 3, output.len() / layer.outputs);
+    let (segment, pixels) = (layer.inputs / 3, output.len() / layer.outputs.max(1));
+    // Values that the last pixel and those before it need of a row.
+    let reach = pixels.saturating_sub(1).checked_mul(bands).and_then(|last| last.checked_add(segment));
+    let rows_fit = reach.is_some_and(|reach| rows.iter().all(|row| row.len() >= reach));
+    if !rows_fit || !segment.is_multiple_of(GROUP) || !layer.complete() {
+        return;
+    }
     let shift = right(layer.shift);
     for c in (0..layer.outputs).step_by(8) {
-        let (bias, multiplier) = (load_i32(eight(layer.bias, c)), load_i16(eight(layer.multiplier, c)));
-        let weight = &layer.weight[c / PANEL * PANEL * layer.inputs..][..PANEL * layer.inputs];
+        let (bias, multiplier) = (load_i32(&eight(layer.bias, c)), load_i16(&eight(layer.multiplier, c)));
+        let weight = part(layer.weight, c / PANEL * PANEL * layer.inputs, PANEL * layer.inputs);
         for first in (0..pixels).step_by(8) {
             let mut acc = [bias; 8];
             // Pixels beyond the last are computed as the last, and not written.
             let at = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| (first + i).min(pixels - 1) * bands);
             let mut groups = weight.as_chunks::<{ PANEL * GROUP }>().0.iter();
             for row in rows {
-                let inputs = at.map(|at| row[at..][..segment].as_ptr());
+                // SAFETY: all rows have `segment` values from the last pixel on, as was checked.
+                let inputs = at.map(|at| opaque(unsafe { row.as_ptr().add(at) }));
                 for (k, group) in (0..segment).step_by(GROUP).zip(&mut groups) {
                     // SAFETY: the 32 bytes of 8 outputs in the 64 of a panel.
                     let weight = unsafe { vld4_s8(group.as_ptr().add(c % PANEL * GROUP)) };
                     let weight = [weight.0, weight.1, weight.2, weight.3].map(vmovl_s8);
                     for (acc, input) in acc.iter_mut().zip(inputs) {
-                        // SAFETY: `k + 4 <= segment`, the values that are left of the slice.
+                        // SAFETY: `k + 4 <= segment`, of which there are so many from the pixel on.
                         let input = unsafe { vld1_s16(input.add(k)) };
                         let [low, high] = acc;
                         *low = vmlal_lane_s16::<0>(*low, vget_low_s16(weight[0]), input);
@@ -492,9 +541,11 @@ fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16
                     }
                 }
             }
-            let output = output[first * layer.outputs..].chunks_exact_mut(layer.outputs);
-            for (acc, output) in acc.into_iter().zip(output) {
-                store_i16(eight_mut(output, c), requantize(acc, multiplier, shift));
+            let output = output.get_mut(first * layer.outputs..).unwrap_or_default();
+            for (acc, output) in acc.into_iter().zip(output.chunks_exact_mut(layer.outputs.max(1))) {
+                if let Some(output) = eight_mut(output, c) {
+                    store_i16(output, requantize(acc, multiplier, shift));
+                }
             }
         }
     }

@@ -49,26 +49,32 @@ pub(super) trait Core: Copy {
 /// Half a panel of a layer, and what comes in and goes out.
 struct Half<'a, C> {
     core: C,
-    weight: &'a [i8],
+    weight: *const i8,
     bias: [int32x4_t; 2],
     multiplier: int16x8_t,
     shift: int32x4_t,
     input: &'a [i8],
     inputs: usize,
+    pixels: usize,
 }
 
 impl<'a, C: Core> Half<'a, C> {
     /// The outputs from `c` on, a multiple of 8; `panel` are the weights of their panel.
+    ///
+    /// # Safety
+    /// The layer is [`sound`], and the panel is there.
     #[inline(always)]
-    fn of(core: C, input: &'a [i8], layer: &Dense<'a>, panel: &'a [i8], c: usize) -> Self {
+    unsafe fn of(core: C, input: &'a [i8], layer: &Dense<'a>, panel: &'a [i8], c: usize) -> Self {
         Self {
             core,
-            weight: &panel[c % PANEL * GROUP..],
-            bias: load_i32(eight(layer.bias, c)),
-            multiplier: load_i16(eight(layer.multiplier, c)),
+            // SAFETY: the panel has 64 weights or more, and this is the first or the 33rd.
+            weight: unsafe { panel.as_ptr().add(c % PANEL * GROUP) },
+            bias: load_i32(&eight(layer.bias, c)),
+            multiplier: load_i16(&eight(layer.multiplier, c)),
             shift: right(layer.shift),
             input,
             inputs: layer.inputs,
+            pixels: input.len() / layer.inputs.max(1),
         }
     }
 
@@ -78,14 +84,15 @@ impl<'a, C: Core> Half<'a, C> {
     /// The processor has the core's instructions; `first` is the number of a pixel.
     #[inline(always)]
     unsafe fn tile<const P: usize>(&self, first: usize, write: &mut impl FnMut(usize, int16x8_t)) {
-        let last = self.input.len() / self.inputs - 1;
+        let last = self.pixels - 1;
         let mut input = [self.input.as_ptr(); P];
         for (i, input) in input.iter_mut().enumerate() {
-            *input = self.input[(first + i).min(last) * self.inputs..][..self.inputs].as_ptr();
+            // SAFETY: the input has the values of all pixels up to the last, which exists because `first` does.
+            *input = unsafe { input.add((first + i).min(last) * self.inputs) };
         }
-        // SAFETY: as the caller promised; inputs are a multiple of 8 by the layer's contract, each pointer is of a slice of that length,
+        // SAFETY: as the caller promised; inputs are a multiple of 8 because the layer is sound, from each pointer on there are as many,
         // and the panel has 16 weights an input, of which half a panel lacks at most the first 32.
-        let acc = unsafe { self.core.tile(self.weight.as_ptr(), self.bias, input, self.inputs) };
+        let acc = unsafe { self.core.tile(self.weight, self.bias, input, self.inputs) };
         for (i, acc) in acc.into_iter().enumerate() {
             if first + i <= last {
                 write(first + i, requantize(acc, self.multiplier, self.shift));
@@ -99,7 +106,7 @@ impl<'a, C: Core> Half<'a, C> {
     /// The processor has the core's instructions.
     #[inline(always)]
     unsafe fn run<const P: usize, const H: usize>(&self, mut write: impl FnMut(usize, int16x8_t)) {
-        let pixels = self.input.len() / self.inputs;
+        let pixels = self.pixels;
         for first in (0..pixels).step_by(P) {
             // SAFETY: as the caller promised, and there is such a pixel.
             unsafe {
@@ -113,12 +120,16 @@ impl<'a, C: Core> Half<'a, C> {
     }
 }
 
+/// Whether a layer has the shape that tiles want, and its weights.
+fn sound(layer: &Dense<'_>) -> bool {
+    layer.complete() && layer.inputs.is_multiple_of(8) && layer.outputs.is_multiple_of(8)
+}
+
 /// The weights of the panel of output `c`.
 #[inline(always)]
 fn panel<'a>(layer: &Dense<'a>, c: usize) -> &'a [i8] {
-    assert!(layer.inputs.is_multiple_of(8) && layer.outputs.is_multiple_of(8));
     let len = layer.inputs * PANEL;
-    &layer.weight[c / PANEL * len..][..len]
+    layer.weight.get(c / PANEL * len..).and_then(|rest| rest.get(..len)).unwrap_or_default()
 }
 
 /// See [`Int8Kernels::expand`].
@@ -133,6 +144,9 @@ pub(super) unsafe fn expand<C: Core, const P: usize, const H: usize>(
     output: &mut [i8],
     squares: &mut [u64],
 ) {
+    if !sound(layer) {
+        return;
+    }
     let zero_point = vdupq_n_s16(gelu.zero_point as i16);
     let mut lookup = Lookup::new(gelu.table);
     for first in (0..layer.outputs).step_by(PANEL) {
@@ -140,21 +154,22 @@ pub(super) unsafe fn expand<C: Core, const P: usize, const H: usize>(
         let core = C::new(panel);
         let end = layer.outputs.min(first + PANEL);
         for c in (first..end).step_by(8) {
-            let half = Half::of(core, input, layer, panel, c);
-            // SAFETY: as the caller promised.
+            // SAFETY: as the caller promised; the layer is sound, and so has this panel.
             unsafe {
-                half.run::<P, H>(|pixel, value| {
-                    let index = vqmovn_s16(vqaddq_s16(value, zero_point));
-                    store_i8(eight_mut(output, pixel * layer.outputs + c), index);
+                Half::of(core, input, layer, panel, c).run::<P, H>(|pixel, value| {
+                    if let Some(output) = eight_mut(output, pixel * layer.outputs + c) {
+                        store_i8(output, vqmovn_s16(vqaddq_s16(value, zero_point)));
+                    }
                 });
             }
         }
+        let squares = squares.get_mut(first..end).unwrap_or_default();
         if end - first == PANEL {
-            add_squares(&mut lookup, output, layer.outputs, first, &mut squares[first..end]);
+            add_squares(&mut lookup, output, layer.outputs, first, squares);
         } else {
             // Never so in a model: four times a multiple of 8.
-            for pixel in output.chunks_exact(layer.outputs) {
-                for (&index, sum) in pixel[first..end].iter().zip(&mut squares[first..end]) {
+            for pixel in output.chunks_exact(layer.outputs.max(1)) {
+                for (&index, sum) in pixel.iter().skip(first).zip(squares.iter_mut()) {
                     let value = i32::from(scalar::gelu(gelu.table, index));
                     *sum += u64::from((value * value) as u32);
                 }
@@ -165,9 +180,11 @@ pub(super) unsafe fn expand<C: Core, const P: usize, const H: usize>(
 
 /// Adds the squares of what 16 channels' indices find, from channel `first` on, to their sums.
 fn add_squares(lookup: &mut Lookup, output: &[i8], outputs: usize, first: usize, sums: &mut [u64]) {
-    for strip in output.chunks(outputs * BATCH) {
+    if first > outputs || outputs - first < PANEL {
+        return;
+    }
+    for strip in output.chunks(outputs.saturating_mul(BATCH)) {
         let pixels = strip.len() / outputs;
-        assert!(first + PANEL <= outputs && pixels <= BATCH);
         // 64 squares of 12 bits stay below 2^30.
         let mut acc = [vdupq_n_s32(0); 4];
         // SAFETY: each pixel has sixteen channels from `first` on.
@@ -197,16 +214,19 @@ pub(super) unsafe fn project<C: Core, const P: usize, const H: usize>(
     layer: &Dense<'_>,
     residual: &mut [i16],
 ) {
+    if !sound(layer) {
+        return;
+    }
     for first in (0..layer.outputs).step_by(PANEL) {
         let panel = panel(layer, first);
         let core = C::new(panel);
         for c in (first..layer.outputs.min(first + PANEL)).step_by(8) {
-            let half = Half::of(core, input, layer, panel, c);
-            // SAFETY: as the caller promised.
+            // SAFETY: as the caller promised; the layer is sound, and so has this panel.
             unsafe {
-                half.run::<P, H>(|pixel, value| {
-                    let residual = eight_mut(residual, pixel * layer.outputs + c);
-                    store_i16(residual, vqaddq_s16(load_i16(residual), value));
+                Half::of(core, input, layer, panel, c).run::<P, H>(|pixel, value| {
+                    if let Some(residual) = eight_mut(residual, pixel * layer.outputs + c) {
+                        store_i16(residual, vqaddq_s16(load_i16(residual), value));
+                    }
                 });
             }
         }

@@ -8,7 +8,8 @@
 
 pub use core::arch::aarch64::{
     int8x8_t, int8x16_t, int16x4_t, int16x8_t, int32x2_t, int32x4_t, int64x2_t, uint8x16_t, uint32x4_t, uint64x2_t,
-    vld1_s8, vld1_s16, vld1q_s8, vld1q_s16, vld1q_s32, vld1q_u8, vld1q_u32, vld4_s8, vst1_s8, vst1q_s16, vst1q_u32,
+    vld1_s8, vld1_s16, vld1q_s8, vld1q_s16, vld1q_s32, vld1q_u8, vld1q_u32, vld4_s8, vst1_s8, vst1q_s8, vst1q_s16,
+    vst1q_u32,
 };
 
 macro_rules! safe {

@@ -22,6 +22,7 @@ use super::instructions::*;
 use crate::kernels::int8::{Dense, GROUP, PANEL};
 use core::arch::naked_asm;
 use core::mem::MaybeUninit;
+use core::num::NonZero;
 
 /// Inputs that are widened at a time.
 const INPUTS: usize = 384;
@@ -174,16 +175,16 @@ pub struct Window {
     /// Values of a pixel.
     pub bands: usize,
     /// Groups of four inputs that a row gives.
-    pub groups: usize,
+    pub groups: NonZero<usize>,
 }
 
 impl Window {
-    /// The window over rows that are long enough for `pixels` pixels of a complete layer.
+    /// The window over rows that are long enough for `pixels` pixels of a [`sound`] layer.
     pub fn new(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, pixels: usize) -> Option<Self> {
-        let values = pixels.saturating_sub(1) * bands + layer.inputs / 3;
-        let fits =
-            complete(layer) && layer.inputs.is_multiple_of(3 * GROUP) && rows.iter().all(|row| row.len() >= values);
-        fits.then(|| Self { rows: rows.map(<[i16]>::as_ptr), bands, groups: layer.inputs / (3 * GROUP) })
+        let values = pixels.saturating_sub(1).checked_mul(bands)?.checked_add(layer.inputs / 3)?;
+        let fits = sound(layer) && layer.inputs.is_multiple_of(3 * GROUP) && rows.iter().all(|row| row.len() >= values);
+        let groups = NonZero::new(layer.inputs / (3 * GROUP)).filter(|_| fits)?;
+        Some(Self { rows: rows.map(<[i16]>::as_ptr), bands, groups })
     }
 }
 
@@ -192,9 +193,13 @@ impl Source for Window {
     unsafe fn widen(&self, pixel: usize, first: usize, groups: usize, wide: *mut Pairs, stride: usize) {
         for group in 0..groups {
             let at = first + group;
-            // SAFETY: the caller's.
+            // SAFETY: the caller's: there are groups in three rows.
             unsafe {
-                let row = self.rows[at / self.groups].add(pixel * self.bands + at % self.groups * GROUP).cast::<u32>();
+                let row = self
+                    .rows
+                    .get_unchecked(at / self.groups)
+                    .add(pixel * self.bands + at % self.groups * GROUP)
+                    .cast::<u32>();
                 let (low, high) = (row.read_unaligned(), row.add(1).read_unaligned());
                 wide.add(group * stride).write([pkhbt(low, high), pkhtb(high, low)]);
             }
@@ -219,17 +224,14 @@ pub struct Sums {
 }
 
 /// Whether the slices of a layer have the lengths that its shape says; a layer that fails is left undone.
-pub fn complete(layer: &Dense<'_>) -> bool {
-    let whole = layer.outputs.next_multiple_of(PANEL);
-    let groups = layer.inputs.is_multiple_of(GROUP) && layer.inputs > 0;
-    let lengths = layer.bias.len() >= layer.outputs && layer.multiplier.len() >= layer.outputs;
-    groups && lengths && layer.weight.len() >= whole * layer.inputs
+pub fn sound(layer: &Dense<'_>) -> bool {
+    layer.complete() && layer.bias.len() >= layer.outputs && layer.multiplier.len() >= layer.outputs
 }
 
 /// The sums of `pixels` pixels, bias included, tile by tile.
 ///
 /// # Safety
-/// `source` has `pixels` pixels of the layer's inputs, and the layer is [`complete`].
+/// `source` has `pixels` pixels of the layer's inputs, and the layer is [`sound`].
 pub unsafe fn dense(source: &impl Source, pixels: usize, layer: &Dense<'_>, mut finish: impl FnMut(&Sums)) {
     let mut wide = MaybeUninit::<[Pairs; INPUTS / GROUP * WIDE]>::uninit();
     let mut sums = MaybeUninit::<[i32; OUTPUTS * WIDE]>::uninit();

@@ -186,8 +186,9 @@ pub fn depthwise<S: Scheme>(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>,
     let columns = area.x.start.saturating_sub(HALF)..(area.x.end + HALF).min(side);
     let lengths = layer.bias.len() >= channels && layer.multiplier.len() >= channels;
     let inside = width > 0 && width <= MAX_STRIP && area.x.end <= side && area.y.end <= side;
-    let fits = inside && area.y.len() + 2 * HALF <= PLANE_ROWS && output.len() >= area.y.len() * width * channels;
-    let weights = layer.weight.len() >= DEPTHWISE_SIDE * DEPTHWISE_SIDE * channels;
+    let strip = area.y.len() <= PLANE_ROWS - 2 * HALF && rows.complete(&area.y);
+    let fits = inside && strip && output.len() >= (area.y.len() * width).saturating_mul(channels);
+    let weights = layer.weight.len() >= channels.saturating_mul(DEPTHWISE_SIDE * DEPTHWISE_SIDE);
     if !lengths || !fits || !weights || !channels.is_multiple_of(2) {
         debug_assert!(false, "a depthwise layer of impossible shape");
         return;
@@ -199,13 +200,13 @@ pub fn depthwise<S: Scheme>(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>,
     let margin = columns.start + HALF - area.x.start;
     for channel in (0..channels).step_by(2) {
         for y in needed.clone() {
-            let row = &rows.row(y)[columns.start * channels..columns.end * channels];
+            let row = rows.row(y).as_ptr();
             let place = y + HALF - area.y.start;
-            // SAFETY: `place` is below PLANE_ROWS; the row has `columns.len()` pixels, which with the margin are at most MAX_STRIP + 2 * HALF.
+            // SAFETY: `place` is below PLANE_ROWS; the row is complete, and `columns` are of it: with the margin at most MAX_STRIP + 2 * HALF.
             unsafe {
-                let from = row.as_ptr().add(channel);
-                let even = (&raw mut (*scratch).planes[0][place]).cast::<i16>().add(margin);
-                let odd = (&raw mut (*scratch).planes[1][place]).cast::<i16>().add(margin);
+                let from = row.add(columns.start * channels + channel);
+                let even = (&raw mut (*scratch).planes[0]).cast::<i16>().add(place * PITCH + margin);
+                let odd = (&raw mut (*scratch).planes[1]).cast::<i16>().add(place * PITCH + margin);
                 for column in 0..columns.len() {
                     let both = from.add(column * channels).cast::<u32>().read_unaligned();
                     even.add(column).write(both as i16);
@@ -222,18 +223,20 @@ pub fn depthwise<S: Scheme>(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>,
                     let from = layer.weight.as_ptr().add(row * DEPTHWISE_SIDE * channels + channel);
                     weight.add(row).write(S::pack(core::array::from_fn(|tap| i16::from(*from.add(tap * channels)))));
                 }
-                let (bias, multiplier) = (layer.bias[channel], i32::from(layer.multiplier[channel]));
+                let bias = *layer.bias.as_ptr().add(channel);
+                let multiplier = i32::from(*layer.multiplier.as_ptr().add(channel));
                 for (line, y) in area.y.clone().enumerate() {
                     // Of the seven rows.
                     let inside = HALF.saturating_sub(y)..DEPTHWISE_SIDE.min(side + HALF - y);
                     let sums = (&raw mut (*scratch).sums).cast::<i32>();
-                    S::sweep(sums, width, (&raw const (*scratch).planes[parity][line]).cast(), weight, inside, bias);
+                    let plane = (&raw const (*scratch).planes[parity]).cast::<i16>().add(line * PITCH);
+                    S::sweep(sums, width, plane, weight, inside, bias);
                     finish(
                         sums,
                         width,
                         layer.shift,
                         multiplier,
-                        output[line * width * channels + channel..].as_mut_ptr(),
+                        output.as_mut_ptr().add(line * width * channels + channel),
                         channels,
                     );
                 }
