@@ -3,7 +3,7 @@
 #
 #   benches/peers/own.sh [NAME...]      models of models/ (yocto-rgb zepto-rgb); table to benches/runs/
 #
-# Installs numpy, onnx and onnxruntime into a virtual environment (100 MB) and builds tract (some minutes), both once. OWN_TRACT=0: without
+# Installs numpy, onnx and onnxruntime into a virtual environment (100 MB) and builds tract (5 to 15 minutes), both once. OWN_TRACT=0: without
 # tract. PEERS_CACHE (~/.cache/nadir-peers), PEERS_ROUNDS (11), PEERS_SLICE_MS (220), PEERS_CPU (1), PEERS_RUNS (benches/runs): as in
 # benches/peers.sh.
 set -euo pipefail
