@@ -101,10 +101,8 @@ fn root(value: u32) -> u32 {
 /// Whether a layer's slices are as long as its shape says.
 fn sound(layer: &Dense<'_>) -> bool {
     let panels = layer.outputs.next_multiple_of(PANEL);
-    layer.inputs > 0
-        && layer.inputs.is_multiple_of(GROUP)
+    layer.complete()
         && layer.outputs.is_multiple_of(8)
-        && layer.weight.len() >= panels * layer.inputs
         && layer.bias.len() >= panels
         && layer.multiplier.len() >= panels
 }
@@ -439,7 +437,8 @@ fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, output: &mut [
         && layer.multiplier.len() >= channels
         && output.len() == area.y.len() * area.x.len() * channels
         && area.x.end <= rows.side
-        && area.y.end <= rows.side;
+        && area.y.end <= rows.side
+        && rows.complete(&area.y);
     if !sound {
         return;
     }

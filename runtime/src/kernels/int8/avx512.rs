@@ -80,10 +80,8 @@ avx512! {
 /// Whether a layer's slices are as long as its shape says.
 pub(super) fn sound(layer: &Dense<'_>) -> bool {
     let panels = layer.outputs.next_multiple_of(PANEL);
-    layer.inputs > 0
-        && layer.inputs.is_multiple_of(GROUP)
+    layer.complete()
         && layer.outputs.is_multiple_of(8)
-        && layer.weight.len() >= panels * layer.inputs
         && layer.bias.len() >= panels
         && layer.multiplier.len() >= panels
 }

@@ -47,7 +47,8 @@ pub(super) fn depthwise(rows: &Rows<'_>, area: &Area, layer: &Depthwise<'_>, out
         && layer.multiplier.len() >= channels
         && output.len() == area.y.len() * area.x.len() * channels
         && area.x.end <= rows.side
-        && area.y.end <= rows.side;
+        && area.y.end <= rows.side
+        && rows.complete(&area.y);
     if !sound {
         return;
     }

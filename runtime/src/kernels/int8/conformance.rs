@@ -487,3 +487,69 @@ fn no_pixels() {
         (set.project)(&[], &layer.dense(), &mut []);
     }
 }
+
+/// What is too short for the shapes given with it is not read beyond its end, nor a reason to panic. An empty slice points at nothing that can
+/// be read, so that a kernel that trusted the shapes would crash here.
+#[test]
+fn short_slices() {
+    for set in Int8Kernels::available() {
+        let mut random = Random(10);
+        let table = random.table();
+        let gelu = Gelu { zero_point: 0, table: &table };
+        let (wide, narrow, first) = (
+            Layer::random(&mut random, 64, 96),
+            Layer::random(&mut random, 64, 40),
+            Layer::random(&mut random, 36, 40),
+        );
+        let short = |layer: &Layer| {
+            let [mut weight, mut bias, mut multiplier] = [(); 3].map(|()| Layer {
+                weight: layer.weight.clone(),
+                ..Layer::random(&mut Random(1), layer.inputs, layer.outputs)
+            });
+            weight.weight.clear();
+            bias.bias.clear();
+            multiplier.multiplier.clear();
+            [weight, bias, multiplier]
+        };
+        let (input, row) = (vec![1; 64 * 64], vec![1; 66 * 4]);
+        for layer in short(&wide) {
+            (set.prepare)(&layer.dense(), &mut [0; 96]);
+            (set.expand)(&input, &layer.dense(), &gelu, &mut vec![0; 64 * 96], &mut [0; 96]);
+        }
+        (set.expand)(&input, &wide.dense(), &gelu, &mut [], &mut []);
+        for layer in short(&narrow) {
+            (set.project)(&input, &layer.dense(), &mut vec![0; 64 * 40]);
+        }
+        (set.project)(&input, &narrow.dense(), &mut []);
+        for layer in short(&first) {
+            (set.initial)([&row; 3], 4, &layer.dense(), &mut vec![0; 64 * 40]);
+        }
+        (set.initial)([&row, &row, &[]], 4, &first.dense(), &mut vec![0; 64 * 40]);
+
+        let (weight, bias, multiplier) = (vec![1; 49 * 40], vec![1; 40], vec![1; 40]);
+        let whole = Depthwise { weight: &weight, bias: &bias, multiplier: &multiplier, shift: 3 };
+        let layers = [
+            whole,
+            Depthwise { weight: &[], ..whole },
+            Depthwise { bias: &[], ..whole },
+            Depthwise { multiplier: &[], ..whole },
+        ];
+        let map = vec![1; 20 * 20 * 40];
+        for (index, layer) in layers.iter().enumerate() {
+            for (map, ring, start) in [(&map[..], &[][..], 0), (&[], &[], 0), (&map, &[], 20), (&map[1..], &[], 0)] {
+                if index == 0 && map.len() == 20 * 20 * 40 && start == 0 {
+                    continue; // Nothing is missing.
+                }
+                let rows = Rows { map, ring, first: start, side: 20, channels: 40 };
+                for area in [Area { y: 17..20, x: 0..20 }, Area { y: 19..20, x: 15..20 }] {
+                    let output = &mut vec![0; area.y.len() * area.x.len() * 40];
+                    (set.depthwise)(&rows, &area, layer, output);
+                }
+            }
+            (set.stem)(if index == 0 { &[] } else { &map[..4 * 20 * 40] }, 4, 0, layer, &mut [0; 5 * 40]);
+        }
+        let norm = random.norm(40);
+        (set.layer_norm)(&map[..80], &norm, &mut [0; 50]);
+        (set.affine)(&mut [1; 80], &[1; 40], &[], 3);
+    }
+}

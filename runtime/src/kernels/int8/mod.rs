@@ -127,9 +127,11 @@ impl<'a> Rows<'a> {
     /// a row asks this first.
     pub fn complete(&self, y: &Range<usize>) -> bool {
         const HALF: usize = DEPTHWISE_SIDE / 2;
-        let mut windows = y.start.saturating_sub(HALF)..y.end.saturating_add(HALF).min(self.side);
-        let len = self.side.checked_mul(self.channels);
-        len.is_some_and(|len| windows.all(|y| self.row(y).len() == len))
+        let windows = y.start.saturating_sub(HALF)..y.end.saturating_add(HALF).min(self.side);
+        let of = |rows: usize| self.side.checked_mul(self.channels).and_then(|len| len.checked_mul(rows));
+        // Rows before `first` stand in the ring, the others in the map.
+        (windows.start >= self.first || of(RING_ROWS).is_some_and(|len| self.ring.len() >= len))
+            && (windows.end <= self.first || of(windows.end).is_some_and(|len| self.map.len() >= len))
     }
 }
 
