@@ -258,12 +258,22 @@ fn cut_and_unfinished_files_are_named() {
         let message = if cut < 96 { "is not a whole HDF5 file" } else { "data_100k_v001.h5: is" };
         desk.unopened(&[message, &cut.to_string()]);
     }
-    // Zeros where the structures should be, as after a crash: any error, no panic.
-    for at in (0..bytes.len()).step_by(1499) {
-        let mut zeroed = bytes.clone();
-        let end = (at + 700).min(bytes.len());
-        zeroed[at..end].fill(0);
-        std::fs::write(desk.path(H5), &zeroed).unwrap();
+    // Zeros where the structures should be, as after a crash, and bytes at random: any error, no panic.
+    let mut random = 12345u64;
+    let mut next = || {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (random >> 33) as usize
+    };
+    for turn in 0..300 {
+        let mut damaged = bytes.clone();
+        if turn < 70 {
+            let at = turn * 1399 % bytes.len();
+            damaged[at..(at + 700).min(bytes.len())].fill(0);
+        } else {
+            // Half of these in the headers at the start.
+            (0..8).for_each(|i| damaged[next() % if i % 2 == 0 { 4096 } else { bytes.len() }] = next() as u8);
+        }
+        std::fs::write(desk.path(H5), &damaged).unwrap();
         let Ok(release) = Release::open(&desk.path("data")) else { continue };
         for modality in release.modalities() {
             for row in 0..release.rows() {

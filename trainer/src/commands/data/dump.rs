@@ -90,7 +90,7 @@ impl Dump {
                 Element::U16 => write!(u16),
                 Element::I16 => write!(i16),
                 Element::F32 => write!(f32),
-                Element::Record(_) => bail!("{modality} is a record"),
+                Element::Record { .. } => bail!("{modality} is a record"),
             }
         }
         println!("{}: {modality} of {} tiles, shape {shape:?}", self.out.display(), rows.len());

@@ -18,8 +18,13 @@ pub enum Element {
     I16,
     /// IEEE 754 single precision.
     F32,
-    /// A record of byte strings of fixed length, padded with zeros.
-    Record(Vec<RecordField>),
+    /// A record, of which byte strings of fixed length, padded with zeros, are read.
+    Record {
+        /// Bytes of the whole record.
+        size: usize,
+        /// Its byte strings.
+        strings: Vec<RecordField>,
+    },
 }
 
 /// A byte string inside a record.
@@ -40,7 +45,7 @@ impl Element {
             Self::U8 | Self::I8 => 1,
             Self::U16 | Self::I16 => 2,
             Self::F32 => 4,
-            Self::Record(fields) => fields.iter().map(|f| f.offset + f.size).max().unwrap_or(0),
+            Self::Record { size, .. } => *size,
         }
     }
 }
@@ -53,8 +58,8 @@ impl fmt::Display for Element {
             Self::U16 => f.write_str("u16"),
             Self::I16 => f.write_str("i16"),
             Self::F32 => f.write_str("f32"),
-            Self::Record(fields) => {
-                let names: Vec<_> = fields.iter().map(|field| format!("{}: S{}", field.name, field.size)).collect();
+            Self::Record { strings, .. } => {
+                let names: Vec<_> = strings.iter().map(|field| format!("{}: S{}", field.name, field.size)).collect();
                 write!(f, "record {{{}}}", names.join(", "))
             }
         }

@@ -21,12 +21,15 @@ use super::array::{ArrayInfo, Element, RecordField};
 
 /// Deeper B-trees than this hold more chunks than a file has bytes.
 const MAX_DEPTH: usize = 16;
+/// Larger chunks are left to the library, which refuses those that are beyond reason.
+const MAX_CHUNK: usize = 1 << 28;
 
 /// An open HDF5 file whose root datasets all have one row a tile.
 pub(super) struct Hdf5 {
     path: PathBuf,
     file: Hdf5File,
     arrays: BTreeMap<String, Array>,
+    unread: BTreeMap<String, anyhow::Error>,
 }
 
 struct Array {
@@ -48,7 +51,7 @@ enum Layout {
 impl Hdf5 {
     /// Opens the file and reads the headers of its root datasets.
     ///
-    /// Fails if it is not HDF5, shorter than it says, or has a dataset of a type that no release has.
+    /// Fails if it is not HDF5, or shorter than it says. Datasets that cannot be read as rows are kept apart, with the reason.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
         let length = std::fs::metadata(path).with_context(|| shown.to_string())?.len();
@@ -64,17 +67,25 @@ impl Hdf5 {
             .and_then(|root| root.datasets())
             .map_err(|e| anyhow!("{shown}: the list of datasets is damaged or was never finished: {e}"))?;
         ensure!(!datasets.is_empty(), "{shown}: holds no dataset; was it written to the end?");
-        let mut arrays = BTreeMap::new();
+        let (mut arrays, mut unread) = (BTreeMap::new(), BTreeMap::new());
         for dataset in datasets {
             let name = dataset.name().trim_start_matches('/').to_owned();
-            let array = Array::new(&file, dataset).with_context(|| format!("{shown}: dataset {name}"))?;
-            arrays.insert(name, array);
+            match Array::new(&file, dataset) {
+                Ok(array) => drop(arrays.insert(name, array)),
+                Err(reason) => drop(unread.insert(name, reason)),
+            }
         }
-        Ok(Self { path: path.to_owned(), file, arrays })
+        Ok(Self { path: path.to_owned(), file, arrays, unread })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Fails if a dataset is there that cannot be read, and `wanted` says yes to its name.
+    pub(super) fn check_unread(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let first = self.unread.iter().find(|(name, _)| wanted(name));
+        first.map_or(Ok(()), |(name, reason)| bail!("{}: dataset {name}: {reason:#}", self.path.display()))
     }
 
     pub(super) fn arrays(&self) -> BTreeMap<String, ArrayInfo> {
@@ -228,7 +239,8 @@ impl Array {
             Some(DataLayout::Chunked { address, dims, chunk_indexing: None, .. }) => {
                 let whole =
                     dims.len() == shape.len() && dims[1..].iter().zip(row_shape).all(|(&c, &d)| c as usize == d);
-                if whole && dims[0] > 0 {
+                let bytes = info.row_bytes().checked_mul(dims.first().map_or(0, |&rows| rows as usize));
+                if whole && bytes.is_some_and(|n| (1..=MAX_CHUNK).contains(&n)) {
                     Layout::RowChunks { root: address, rows: u64::from(dims[0]), filters }
                 } else {
                     Layout::Other
@@ -253,7 +265,7 @@ impl Array {
             Element::U16 => bytes!(u16),
             Element::I16 => bytes!(i16),
             Element::F32 => bytes!(f32),
-            Element::Record(_) => {
+            Element::Record { .. } => {
                 let size = self.info.row_bytes();
                 self.dataset.read_raw_bytes()?[row * size..][..size].to_vec()
             }
@@ -274,19 +286,16 @@ fn element(datatype: &Datatype) -> Result<Element> {
         }
         Datatype::FloatingPoint { size: 4, byte_order } if little(byte_order, 4) => Element::F32,
         Datatype::Compound { size, fields } => {
-            let mut known = Vec::new();
+            let size = *size as usize;
+            let mut strings = Vec::new();
             for field in fields {
-                let Datatype::String { size: StringSize::Fixed(length), .. } = &field.datatype else {
-                    bail!("field {} is {:?}, expected a string of fixed length", field.name, field.datatype);
-                };
+                let Datatype::String { size: StringSize::Fixed(length), .. } = &field.datatype else { continue };
                 let (offset, length) = (field.byte_offset as usize, *length as usize);
-                ensure!(offset + length <= *size as usize, "field {} lies outside the record", field.name);
-                known.push(RecordField { name: field.name.clone(), offset, size: length });
+                ensure!(offset + length <= size, "field {} lies outside the record", field.name);
+                strings.push(RecordField { name: field.name.clone(), offset, size: length });
             }
-            let known = Element::Record(known);
-            ensure!(known.size() == *size as usize, "the record has {size} bytes, its fields {}", known.size());
-            known
+            Element::Record { size, strings }
         }
-        other => bail!("has type {other:?}, expected little-endian u8, i8, u16, i16, f32 or a record of strings"),
+        other => bail!("has type {other:?}, expected little-endian u8, i8, u16, i16, f32 or a record"),
     })
 }

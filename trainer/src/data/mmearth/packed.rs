@@ -216,6 +216,7 @@ pub struct Report {
 /// If the release cannot be read, `out` holds something else or cannot be written, or a checksum is wrong.
 pub fn pack(release: &Release, out: &Path, shard_bytes: u64) -> Result<Report> {
     ensure!(!release.is_packed(), "{}: is packed already", release.folder().display());
+    release.check_all_readable()?;
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let mut json = BTreeMap::new();
     for suffix in JSON_FILES {

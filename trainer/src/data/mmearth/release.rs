@@ -77,7 +77,9 @@ impl Release {
         } else {
             let path = find_one(folder, ".h5")?;
             let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            (stem, Store::Hdf5(Hdf5::open(&path)?))
+            let file = Hdf5::open(&path)?;
+            file.check_unread(|name| name == METADATA || Modality::ALL.iter().any(|m| m.name() == name))?;
+            (stem, Store::Hdf5(file))
         };
         let [statistics, _, tile_info] = JSON_FILES.map(|suffix| find_one(folder, suffix));
         let (statistics, tile_info) = (Statistics::read(&statistics?)?, tile_info?);
@@ -86,11 +88,12 @@ impl Release {
         let path = store.path();
         let arrays = store.arrays();
         let (rows, side) = check_arrays(&path, &arrays)?;
-        let Some(Element::Record(fields)) = arrays.get(METADATA).map(|a| &a.element) else {
-            bail!("{}: dataset {METADATA} is no record of strings, expected tile_id and S2_type", path.display());
+        let Some(Element::Record { strings: fields, .. }) = arrays.get(METADATA).map(|a| &a.element) else {
+            bail!("{}: dataset {METADATA} is no record, expected tile_id and S2_type", path.display());
         };
-        let id_field =
-            fields.first().with_context(|| format!("{}: dataset {METADATA} has no field", path.display()))?;
+        let id_field = fields
+            .first()
+            .with_context(|| format!("{}: dataset {METADATA} has no string, expected tile_id", path.display()))?;
         let level_field = fields.iter().find(|f| f.name == "S2_type");
         let metadata = store.read_all(METADATA)?;
         let size = arrays[METADATA].row_bytes();
@@ -234,6 +237,14 @@ impl Release {
         let mut out = Values::empty(modality);
         self.append_values(row, modality, &channels, window, rules, &mut Vec::new(), &mut out)?;
         Ok(out)
+    }
+
+    /// Fails if the HDF5 file holds a dataset that cannot be read as one row a tile, and so cannot be packed.
+    pub(super) fn check_all_readable(&self) -> Result<()> {
+        match &self.store {
+            Store::Hdf5(file) => file.check_unread(|_| true),
+            Store::Packed(_) => Ok(()),
+        }
     }
 
     /// Length of the HDF5 file in bytes, if this is not a packed folder.

@@ -123,7 +123,7 @@ pub(super) fn append(
                     Element::U16 => line!(u16),
                     Element::I16 => line!(i16),
                     Element::F32 => line!(f32),
-                    Element::Record(_) => {}
+                    Element::Record { .. } => {}
                 }
             });
         }
