@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`array`], [`modality`] | what is stored: types, shapes, channels, classes, markers of no data |
+//! | [`mod@array`], [`modality`] | what is stored: types, shapes, channels, classes, markers of no data |
 //! | [`release`] | a folder and its tiles; HDF5 and packed shards look the same from here |
 //! | [`statistics`], [`values`] | band statistics; stored values to normalised numbers and classes |
 //! | [`split`] | train, validation and test by place |
