@@ -143,7 +143,7 @@ pub(super) fn coordinates(release: &Release, row: usize) -> Result<Option<(f64, 
         release.read_bytes(modality.name(), row, &mut bytes)?;
         let (pairs, _) = bytes.as_chunks::<4>();
         let [sine, cosine] = [pairs[0], pairs[1]].map(|b| f64::from(f32::from_le_bytes(b)));
-        Ok((sine.is_finite() && cosine.is_finite()).then(|| sine.atan2(cosine).to_degrees()))
+        Ok((sine.is_finite() && cosine.is_finite()).then(|| libm::atan2(sine, cosine).to_degrees()))
     };
     Ok(angle(Modality::Lat)?.zip(angle(Modality::Lon)?))
 }
