@@ -92,7 +92,11 @@ pub fn write_integers(path: &Path, values: &[i64]) -> Result<()> {
     write_npy(path, &[values.len() as u64], values)
 }
 
-pub(crate) fn write_npy<T: npyz::AutoSerialize + npyz::Serialize + Copy>(
+/// Writes numbers as a `.npy` in C order, whole or not at all; the product of `shape` must be their count.
+///
+/// # Errors
+/// If the count is another or the file cannot be written.
+pub fn write_npy<T: npyz::AutoSerialize + npyz::Serialize + Copy>(
     path: &Path,
     shape: &[u64],
     values: &[T],

@@ -15,7 +15,7 @@ mod bytes;
 mod card;
 mod tiles;
 
-pub use arrays::{Matrix, read_integers, write_integers};
+pub use arrays::{Matrix, read_integers, write_integers, write_npy};
 pub use bytes::{AlignedBytes, write_atomic};
 pub use card::{BandCard, CARD_KEY, Encoder, ModelCard, Provenance, Tensor, expected_shapes};
 pub use tiles::{Pixels, Tiles, canonical_band};

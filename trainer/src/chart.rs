@@ -15,8 +15,8 @@ use crate::run::{Metrics, Span};
 
 /// Lines are drawn this many times larger and then averaged, so that they come out smooth.
 const SCALE: u32 = 4;
-const INK: Rgb888 = Rgb888::new(34, 40, 49);
-const MUTED: Rgb888 = Rgb888::new(110, 118, 129);
+pub(crate) const INK: Rgb888 = Rgb888::new(34, 40, 49);
+pub(crate) const MUTED: Rgb888 = Rgb888::new(110, 118, 129);
 const GRID: Rgb888 = Rgb888::new(230, 233, 238);
 /// Colours that stay apart for most kinds of colour vision; more tasks than colours start again at the first.
 const PALETTE: [Rgb888; 12] = [
@@ -42,7 +42,7 @@ pub struct Canvas {
 }
 
 impl Canvas {
-    fn new(width: u32, height: u32) -> Self {
+    pub(crate) fn new(width: u32, height: u32) -> Self {
         Self { width, height, pixels: vec![[255; 3]; (width * height) as usize] }
     }
 
@@ -56,6 +56,17 @@ impl Canvas {
         writer.write_image_data(self.pixels.as_flattened()).context("cannot encode the picture")?;
         writer.finish().context("cannot encode the picture")?;
         Ok(bytes)
+    }
+
+    /// Sets a pixel; outside the picture nothing happens.
+    pub(crate) fn put(&mut self, x: u32, y: u32, colour: Rgb888) {
+        let _ = self.draw_iter([Pixel(Point::new(x as i32, y as i32), colour)]);
+    }
+
+    /// The pixel at column `x`, row `y`.
+    #[cfg(test)]
+    pub(crate) fn pixel(&self, x: u32, y: u32) -> [u8; 3] {
+        self.pixels[(y * self.width + x) as usize]
     }
 
     /// The picture at `1 / SCALE` of its size, each pixel the mean of those that it covers.
@@ -74,7 +85,7 @@ impl Canvas {
         Self { width, height, pixels: (0..width * height).map(mean).collect() }
     }
 
-    fn text(&mut self, text: &str, x: i32, y: i32, font: &MonoFont, colour: Rgb888, alignment: Alignment) {
+    pub(crate) fn text(&mut self, text: &str, x: i32, y: i32, font: &MonoFont, colour: Rgb888, alignment: Alignment) {
         let style = TextStyleBuilder::new().alignment(alignment).baseline(Baseline::Middle).build();
         let character = MonoTextStyle::new(font, colour);
         let _ = Text::with_text_style(text, Point::new(x, y), character, style).draw(self);

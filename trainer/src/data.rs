@@ -1,5 +1,6 @@
 //! Tiles as the encoder reads them: chosen rows, band statistics, normalised batches, and which tiles a step sees.
 
+pub mod mmearth;
 mod pretext;
 mod table;
 
@@ -211,6 +212,8 @@ pub enum Stream {
     Projection,
     /// The masks of a step.
     Masks,
+    /// Where the crops of a step are cut.
+    Crops,
 }
 
 /// The random generator for `stream` at its `index`-th use.

@@ -1,5 +1,6 @@
 //! What the command line offers; each subcommand is a module.
 
+mod data;
 mod distill;
 mod embed;
 mod info;
@@ -33,6 +34,7 @@ enum Command {
     Embed(embed::Embed),
     Probe(probe::Probe),
     Info(info::Info),
+    Data(data::Data),
 }
 
 /// How a command ended, if not by an error.
@@ -53,6 +55,7 @@ impl Cli {
             Command::Embed(command) => command.run().map(|()| End::Done),
             Command::Probe(command) => command.run().map(|()| End::Done),
             Command::Info(command) => command.run().map(|()| End::Done),
+            Command::Data(command) => command.run().map(|()| End::Done),
         }
     }
 }
