@@ -2,7 +2,8 @@
 //!
 //! Elements are multiply-accumulates where a kernel has them, and values otherwise, so that sets compare. A benchmark is called
 //! `KERNEL, SHAPE/SET`; `cargo bench -p nadir-benches --bench kernels -- expand` runs those whose name has `expand` in it. How long a
-//! kernel takes does not depend on the values, so that those which work in place start from what they left.
+//! kernel takes does not depend on the values, but for one thing (weights of -128, which no quantized model has), so that those which work in
+//! place start from what they left.
 //!
 //! The float kernels are not public, and show only in whole embeddings (`encoder.rs`).
 
@@ -58,13 +59,9 @@ impl Layer {
         let whole = panels(outputs);
         let mut multiplier = Values::random::<i16>(whole);
         multiplier.get_mut::<i16>().iter_mut().for_each(|v| *v &= i16::MAX);
-        Self {
-            weight: Values::random::<i8>(inputs * whole),
-            bias: Values::random::<i32>(whole),
-            multiplier,
-            inputs,
-            outputs,
-        }
+        let mut weight = Values::random::<i8>(inputs * whole);
+        weight.get_mut::<i8>().iter_mut().for_each(|v| *v = (*v).max(-127));
+        Self { weight, bias: Values::random::<i32>(whole), multiplier, inputs, outputs }
     }
 
     fn dense(&self) -> Dense<'_> {

@@ -32,6 +32,7 @@ pub(super) fn parts(total: usize, most: usize) -> impl Iterator<Item = (usize, u
 }
 
 /// The set of the functions of a module.
+#[cfg(target_arch = "x86_64")]
 macro_rules! set {
     ($name:literal) => {
         // SAFETY, for each: a set is handed out only after its instructions were found.
@@ -48,6 +49,7 @@ macro_rules! set {
         }
     };
 }
+#[cfg(target_arch = "x86_64")]
 pub(super) use set;
 
 /// Runs a dense job in tiles of `$n` registers (`$group` panels) by each of the numbers of pixels listed, which are 1, 2, 3

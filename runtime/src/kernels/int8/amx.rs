@@ -8,6 +8,9 @@
 //!
 //! The initial convolution, whose inputs have 16 bits, takes two such products, of their lower and of their upper bytes.
 //!
+//! The compiler knows nothing of tile registers: no block of assembly names them, values stay in them from one block to the next, and no call
+//! may stand in between. That is sound as long as the crate is not compiled with `amx-tile`, whose registers the compiler may use itself.
+//!
 //! Accumulators go through a buffer of at most 8 KiB on the stack, and end as in the AVX-512 set.
 #![allow(unsafe_code)]
 
@@ -21,6 +24,7 @@ use super::*;
 /// AMX for the matrix products, AVX-512 for the rest.
 pub static AMX: Int8Kernels = Int8Kernels {
     name: "amx",
+    // SAFETY, for each: the set is handed out only where the processor and the system have AMX.
     initial: |rows, bands, layer, output| unsafe { initial(rows, bands, layer, output) },
     layer_norm: |values, norm, output| unsafe { layer_norm::<SIGNED>(values, norm, output) },
     expand: |input, layer, gelu, output, squares| unsafe { expand(input, layer, gelu, output, squares) },
@@ -164,7 +168,8 @@ unsafe fn matrix(input: &[i8], layer: &Dense<'_>, mut finish: impl FnMut(usize, 
         unsafe {
             let weight = layer.weight.as_ptr().add(o * inputs);
             let from = |tile| input.as_ptr().add(at(tile) * inputs);
-            let mut to = |tile| buffer.0.as_mut_ptr().add(at(tile)).cast();
+            let start = buffer.0.as_mut_ptr();
+            let to = |tile| start.add(at(tile)).cast();
             let tiles = pixels.div_ceil(ROWS);
             for tile in (1..tiles).step_by(2) {
                 multiply([from(tile - 1), from(tile)], weight, inputs, panels, [to(tile - 1), to(tile)]);
@@ -284,7 +289,7 @@ fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16
     let segment = inputs / 3;
     let pixels = output.len() / outputs.max(1);
     let reach = pixels.saturating_sub(1).saturating_mul(bands).saturating_add(segment);
-    let fits = segment.is_multiple_of(GROUP) && segment <= ROW_BYTES && bands.saturating_mul(ROWS) + ROW_BYTES <= SPAN;
+    let fits = segment.is_multiple_of(GROUP) && segment <= ROW_BYTES && bands <= (SPAN - ROW_BYTES) / ROWS;
     if !sound(layer) || !fits || segment == 0 || pixels == 0 || rows.iter().any(|row| row.len() < reach) {
         return super::avx512::initial(rows, bands, layer, output);
     }

@@ -23,6 +23,7 @@ use crate::kernels::fixed::isqrt32;
 /// AVX2.
 pub static AVX2: Int8Kernels = Int8Kernels {
     name: "avx2",
+    // SAFETY, for each, here and below: a set is handed out only where the processor has the instructions.
     prepare: scalar::prepare,
     layer_norm: |values, norm, output| unsafe { layer_norm::<0>(values, norm, output) },
     expand: |input, layer, gelu, output, squares| unsafe { expand::<false>(input, layer, gelu, output, squares) },
@@ -375,7 +376,7 @@ fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16
     let (inputs, outputs) = (layer.inputs, layer.outputs);
     let segment = inputs / 3;
     let pixels = output.len() / outputs.max(1);
-    let reach = pixels.saturating_sub(1) * bands + segment;
+    let reach = pixels.saturating_sub(1).saturating_mul(bands).saturating_add(segment);
     if !sound(layer) || !segment.is_multiple_of(GROUP) || pixels == 0 || rows.iter().any(|row| row.len() < reach) {
         return;
     }

@@ -31,6 +31,7 @@ use super::*;
 /// AVX-512 with VNNI and VBMI.
 pub static AVX512_VNNI: Int8Kernels = Int8Kernels {
     name: "avx512-vnni",
+    // SAFETY, for each, here and below: the set is handed out only where the processor has the instructions.
     prepare: |layer, bias| unsafe { prepare(layer, bias) },
     initial: |rows, bands, layer, output| unsafe { initial(rows, bands, layer, output) },
     layer_norm: |values, norm, output| unsafe { layer_norm::<UNSIGNED>(values, norm, output) },
@@ -428,7 +429,7 @@ pub(super) fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output
     let (inputs, outputs) = (layer.inputs, layer.outputs);
     let segment = inputs / 3;
     let pixels = output.len() / outputs.max(1);
-    let reach = pixels.saturating_sub(1) * bands + segment;
+    let reach = pixels.saturating_sub(1).saturating_mul(bands).saturating_add(segment);
     if !sound(layer) || !segment.is_multiple_of(GROUP) || pixels == 0 || rows.iter().any(|row| row.len() < reach) {
         return;
     }

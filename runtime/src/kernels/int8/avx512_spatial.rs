@@ -411,8 +411,11 @@ pub(super) fn layer_norm_i16(values: &mut [i16], norm: &Norm) {
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) fn stem(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output: &mut [i16]) {
     let channels = layer.bias.len();
-    // No model has a larger stride.
-    let sound = side <= 4 && layer.weight.len() >= side * side * channels && layer.multiplier.len() >= channels;
+    // No model has another stride, nor other channels.
+    let sound = (1..=4).contains(&side)
+        && channels.is_multiple_of(8)
+        && layer.weight.len() >= side * side * channels
+        && layer.multiplier.len() >= channels;
     if !sound {
         return scalar::stem(rows, side, padding, layer, output);
     }
@@ -483,8 +486,7 @@ pub(super) fn input(values: &[f32], band: &FloatBand, output: &mut [i16], stride
     // If there is none, a value that is missing anyhow.
     let no_data = _mm512_set1_ps(band.no_data.unwrap_or(f32::NAN));
     let (lowest, highest) = (_mm512_set1_ps(-32768.0), _mm512_set1_ps(32767.0));
-    for (part, block) in values.chunks(LANES).enumerate() {
-        let Some(output) = output.get_mut(part * LANES * stride..) else { return };
+    for (block, output) in values.chunks(LANES).zip(output.chunks_mut(LANES.saturating_mul(stride))) {
         let mask = u16::MAX >> (LANES - block.len());
         let mut integers = [0i16; LANES];
         // SAFETY: the mask has a bit for each value of `block`; 16 values of 16 bits are one register; what is fetched ahead may stand
@@ -502,7 +504,7 @@ pub(super) fn input(values: &[f32], band: &FloatBand, output: &mut [i16], stride
             let rounded = _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value);
             let short = _mm512_cvtepi32_epi16(_mm512_maskz_mov_epi32(there, rounded));
             _mm256_storeu_si256(integers.as_mut_ptr().cast(), short);
-            if block.len() == LANES && output.len() > (LANES - 1) * stride {
+            if block.len() == LANES && output.len() > (LANES - 1).saturating_mul(stride) {
                 for (i, &v) in integers.iter().enumerate() {
                     *output.as_mut_ptr().add(i * stride) = v;
                 }

@@ -349,7 +349,7 @@ fn initial() {
     for set in sets() {
         let mut random = Random(4);
         for round in 0..120 {
-            let (bands, outputs, pixels) = (random.size(1, 16), 8 * random.size(1, 6), random.size(1, 70));
+            let (bands, outputs, pixels) = (random.size(1, 26), 8 * random.size(1, 6), random.size(1, 70));
             let what = format!("{} round {round}: {pixels} pixels, {bands} bands to {outputs}", set.name);
             let layer = Layer::random(&mut random, 3 * (3 * bands).next_multiple_of(GROUP), outputs);
             let rows = [0; 3].map(|_| random.i16s((pixels + 2) * bands + GROUP - 1));
@@ -359,6 +359,53 @@ fn initial() {
                     (set.initial)(rows, bands, &layer.dense(), output);
                 })
             });
+            same(&found, &expected, &what);
+        }
+    }
+}
+
+#[test]
+fn input() {
+    let odd = [
+        f32::NAN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        -0.0,
+        0.0,
+        0.5,
+        1.5,
+        -0.5,
+        1e30,
+        -1e30,
+        f32::MAX,
+        f32::MIN_POSITIVE,
+        7.0,
+    ];
+    for set in sets() {
+        let mut random = Random(11);
+        for round in 0..400 {
+            let (count, stride) = (random.size(0, 50), random.size(1, 13));
+            let values: Vec<f32> = (0..count)
+                .map(|_| if random.one_in(4) { random.among(&odd) } else { random.within(-70000, 70000) as f32 / 8.0 })
+                .collect();
+            let no_data = random.among(&[
+                None,
+                Some(7.0),
+                Some(0.0),
+                Some(f32::NAN),
+                Some(values.first().copied().unwrap_or(1.0)),
+            ]);
+            let mean = random.among(&[0.0, 0.25, 1000.0, f32::INFINITY]);
+            let scale = random.among(&[1.0, 0.5, 256.0, 1e-3, 1e30, 0.0]);
+            let band = FloatBand { mean, scale, no_data };
+            // Shorter than what is written, the same, longer.
+            let len = (count * stride).saturating_sub(random.size(0, 2 * stride)) + random.among(&[0, 0, stride, 40]);
+            let what = format!(
+                "{} round {round}: {count} values {stride} apart to {len}, {mean} {scale} {no_data:?}",
+                set.name
+            );
+            let [found, expected] = [set, &SCALAR]
+                .map(|set| guarded(&vec![11; len], -99, &what, |output| (set.input)(&values, &band, output, stride)));
             same(&found, &expected, &what);
         }
     }
@@ -506,9 +553,10 @@ fn short_slices() {
                 weight: layer.weight.clone(),
                 ..Layer::random(&mut Random(1), layer.inputs, layer.outputs)
             });
-            weight.weight.clear();
-            bias.bias.clear();
-            multiplier.multiplier.clear();
+            // New: an emptied vector still points at its old values.
+            weight.weight = vec![];
+            bias.bias = vec![];
+            multiplier.multiplier = vec![];
             [weight, bias, multiplier]
         };
         let (input, row) = (vec![1; 64 * 64], vec![1; 66 * 4]);
@@ -525,6 +573,10 @@ fn short_slices() {
             (set.initial)([&row; 3], 4, &layer.dense(), &mut vec![0; 64 * 40]);
         }
         (set.initial)([&row, &row, &[]], 4, &first.dense(), &mut vec![0; 64 * 40]);
+        // Products of these overflow.
+        (set.initial)([&row; 3], usize::MAX / 4 + 1, &first.dense(), &mut [0; 5 * 40]);
+        let band = FloatBand { mean: 0.0, scale: 1.0, no_data: None };
+        (set.input)(&[1.0; 32], &band, &mut [0; 20], usize::MAX / 15 + 1);
 
         let (weight, bias, multiplier) = (vec![1; 49 * 40], vec![1; 40], vec![1; 40]);
         let whole = Depthwise { weight: &weight, bias: &bias, multiplier: &multiplier, shift: 3 };
@@ -536,7 +588,7 @@ fn short_slices() {
         ];
         let map = vec![1; 20 * 20 * 40];
         for (index, layer) in layers.iter().enumerate() {
-            for (map, ring, start) in [(&map[..], &[][..], 0), (&[], &[], 0), (&map, &[], 20), (&map[1..], &[], 0)] {
+            for (map, ring, start) in [(&map[..], &[][..], 0), (&[], &[], 0), (&map, &[], 20), (&map[..1], &[], 0)] {
                 if index == 0 && map.len() == 20 * 20 * 40 && start == 0 {
                     continue; // Nothing is missing.
                 }

@@ -153,7 +153,7 @@ fn expand(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, output: &mut [i8], s
     let (output, squares) = (output.as_mut_ptr(), squares.as_mut_ptr());
     let addend = HALF + (gelu.zero_point << 15);
     // Entry 0.
-    let table = gelu.table[128..].as_ptr();
+    let table = gelu.table.as_ptr().wrapping_add(128);
     let source = Bytes { start: input.as_ptr(), inputs: layer.inputs };
     // SAFETY: there are inputs for all pixels, as was checked; `sums` names pixels and outputs that exist; an index of 8 bits
     // finds its entry on either side of entry 0.
@@ -232,7 +232,7 @@ fn affine(values: &mut [i16], gain: &[i32], offset: &[i32], shift: u32) {
 
 fn activate(values: &mut [i8], table: &Table, multipliers: &[i16]) {
     // Entry 0.
-    let table = table[128..].as_ptr();
+    let table = table.as_ptr().wrapping_add(128);
     for pixel in values.chunks_exact_mut(multipliers.len().max(1)) {
         for (four, multipliers) in pixel.as_chunks_mut::<4>().0.iter_mut().zip(multipliers.as_chunks::<4>().0) {
             for (value, &multiplier) in four.iter_mut().zip(multipliers) {

@@ -198,7 +198,8 @@ pub struct Int8Kernels {
     pub expand: fn(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, output: &mut [i8], squares: &mut [u64]),
     /// GELU indices to the set's 8-bit inputs, in place: `sat8((table[index + 128] * multiplier + 2^14) >> 15)`.
     pub activate: fn(values: &mut [i8], table: &Table, multipliers: &[i16]),
-    /// A layer whose result is added to the residual map with saturation: `[pixels, inputs]` to `[pixels, outputs]`.
+    /// A layer whose result is added to the residual map with saturation: `[pixels, inputs]` to `[pixels, outputs]`. At most
+    /// [`MAX_STRIP`] pixels.
     pub project: fn(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]),
     /// Integer square root of each value, in place.
     pub square_roots: fn(values: &mut [u32]),

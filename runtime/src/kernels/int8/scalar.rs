@@ -119,7 +119,7 @@ fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16
     let segment = layer.inputs / 3;
     for (pixel, output) in output.chunks_exact_mut(layer.outputs.max(1)).enumerate() {
         let rows = rows.map(|row| {
-            let patch = row.get(pixel * bands..).and_then(|rest| rest.get(..segment));
+            let patch = row.get(pixel.saturating_mul(bands)..).and_then(|rest| rest.get(..segment));
             patch.unwrap_or_default().as_chunks::<GROUP>().0
         });
         let inputs = rows.iter().flat_map(|row| row.iter()).map(|x| x.map(i32::from));
