@@ -12,7 +12,7 @@ use nadir_formats::Encoder as EncoderFile;
 pub use onnx::{INPUT, OUTPUT, onnx};
 pub use verify::{BOUND, Verified, verify};
 
-/// Writes the encoder as ONNX, after [`verify`] has found that the very bytes give the embeddings of our own encoder.
+/// Writes the encoder as ONNX, after [`verify()`] has found that the very bytes give the embeddings of our own encoder.
 ///
 /// With `batch` the number of tiles of a run is fixed, without it is free.
 ///

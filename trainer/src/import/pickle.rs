@@ -199,7 +199,7 @@ impl<'a> Machine<'a> {
     }
 
     fn set(&mut self, new: &[Id]) -> Result<(), String> {
-        if new.len() % 2 != 0 {
+        if !new.len().is_multiple_of(2) {
             return Err("a key has no value".into());
         }
         let top = self.top()? as usize;
