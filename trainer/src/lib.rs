@@ -9,6 +9,7 @@
 //! | [`optim`] | AdamW and the learning rate |
 //! | [`ops`] | fused operations with their gradients |
 //! | [`data`], [`run`], [`chart`] | tiles and tables, the run folder, the loss curve |
+//! | [`import`], [`export`] | checkpoints from elsewhere; ONNX and PyTorch files |
 //! | [`distill`], [`probe`], [`commands`] | what the command line offers |
 
 pub mod chart;
@@ -16,6 +17,8 @@ pub mod commands;
 pub mod data;
 pub mod distill;
 pub mod encoder;
+pub mod export;
+pub mod import;
 mod loss;
 pub mod mask;
 pub mod mpmae;

@@ -3,6 +3,8 @@
 mod data;
 mod distill;
 mod embed;
+mod export;
+mod import;
 mod info;
 mod pretrain;
 mod probe;
@@ -33,6 +35,8 @@ enum Command {
     Distill(distill::Distill),
     Embed(embed::Embed),
     Probe(probe::Probe),
+    Import(import::Import),
+    Export(export::Export),
     Info(info::Info),
     Data(data::Data),
 }
@@ -54,6 +58,8 @@ impl Cli {
             Command::Distill(command) => command.run(),
             Command::Embed(command) => command.run().map(|()| End::Done),
             Command::Probe(command) => command.run().map(|()| End::Done),
+            Command::Import(command) => command.run().map(|()| End::Done),
+            Command::Export(command) => command.run().map(|()| End::Done),
             Command::Info(command) => command.run().map(|()| End::Done),
             Command::Data(command) => command.run().map(|()| End::Done),
         }
