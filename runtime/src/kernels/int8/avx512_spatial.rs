@@ -486,7 +486,7 @@ pub(super) fn input(values: &[f32], band: &FloatBand, output: &mut [i16], stride
     // If there is none, a value that is missing anyhow.
     let no_data = _mm512_set1_ps(band.no_data.unwrap_or(f32::NAN));
     let (lowest, highest) = (_mm512_set1_ps(-32768.0), _mm512_set1_ps(32767.0));
-    for (block, output) in values.chunks(LANES).zip(output.chunks_mut(LANES.saturating_mul(stride))) {
+    for (block, output) in values.chunks(LANES).zip(output.chunks_mut(LANES.saturating_mul(stride).max(1))) {
         let mask = u16::MAX >> (LANES - block.len());
         let mut integers = [0i16; LANES];
         // SAFETY: the mask has a bit for each value of `block`; 16 values of 16 bits are one register; what is fetched ahead may stand
