@@ -17,7 +17,7 @@
 use core::arch::asm;
 use core::arch::x86_64::*;
 
-use super::avx512::{Planes, SHARED, ToIndex, activate, add_squares, requantize, sound};
+use super::avx512::{Planes, SHARED, ToIndex, activate, add_squares, requantize};
 use super::avx512_spatial::layer_norm;
 use super::*;
 
@@ -220,7 +220,7 @@ fn expand(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, output: &mut [i8], s
     let (inputs, outputs) = (layer.inputs, layer.outputs);
     let pixels = input.len() / inputs.max(1);
     let fits = output.len() == pixels * outputs && squares.len() == outputs && pixels <= MAX_STRIP;
-    if !sound(layer) || !outputs.is_multiple_of(2 * PANEL) || !fits {
+    if !layer.sound() || !outputs.is_multiple_of(2 * PANEL) || !fits {
         return;
     }
     let planes = Planes::new(gelu.table);
@@ -249,7 +249,7 @@ fn expand(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, output: &mut [i8], s
 fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
     let (inputs, outputs) = (layer.inputs, layer.outputs);
     let pixels = input.len() / inputs.max(1);
-    if !sound(layer) || residual.len() != pixels * outputs || pixels > MAX_STRIP {
+    if !layer.sound() || residual.len() != pixels * outputs || pixels > MAX_STRIP {
         return;
     }
     let shift = _mm_cvtsi32_si128(layer.shift as i32);
@@ -286,13 +286,11 @@ struct Halves([[[[i32; PANEL]; ROWS]; SIDE_BY_SIDE]; 2]);
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
     let (inputs, outputs) = (layer.inputs, layer.outputs);
-    let segment = inputs / 3;
-    let pixels = output.len() / outputs.max(1);
-    let reach = pixels.saturating_sub(1).saturating_mul(bands).saturating_add(segment);
-    let fits = segment.is_multiple_of(GROUP) && segment <= ROW_BYTES && bands <= (SPAN - ROW_BYTES) / ROWS;
-    if !sound(layer) || !fits || segment == 0 || pixels == 0 || rows.iter().any(|row| row.len() < reach) {
+    let fits =
+        |&(segment, _): &(usize, usize)| segment <= ROW_BYTES && bands <= (SPAN - ROW_BYTES) / ROWS && layer.sound();
+    let Some((segment, pixels)) = layer.windows(&rows, bands, output.len()).filter(fits) else {
         return super::avx512::initial(rows, bands, layer, output);
-    }
+    };
     let size = pixels.min(ROWS);
     let sums = (size, ROW_BYTES);
     Shapes::load([sums, sums, sums, sums, sums, sums, (size, segment), (segment / GROUP, ROW_BYTES)]);

@@ -99,15 +99,6 @@ fn root(value: u32) -> u32 {
     }
 }
 
-/// Whether a layer's slices are as long as its shape says.
-fn sound(layer: &Dense<'_>) -> bool {
-    let panels = layer.outputs.next_multiple_of(PANEL);
-    layer.complete()
-        && layer.outputs.is_multiple_of(8)
-        && layer.bias.len() >= panels
-        && layer.multiplier.len() >= panels
-}
-
 /// The bias without 128 times the sum of the weights.
 #[target_feature(enable = "avx2")]
 fn prepare(layer: &Dense<'_>, bias: &mut [i32]) {
@@ -287,7 +278,7 @@ fn expand<const VNNI: bool>(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, ou
     let outputs = layer.outputs;
     let pixels = input.len() / layer.inputs.max(1);
     let fits = output.len() == pixels * outputs && squares.len() == outputs && pixels <= MAX_STRIP;
-    if !sound(layer) || !outputs.is_multiple_of(PANEL) || !fits {
+    if !layer.sound() || !outputs.is_multiple_of(PANEL) || !fits {
         return;
     }
     let zero_point = _mm256_set1_epi16(gelu.zero_point as i16);
@@ -354,7 +345,7 @@ fn activate<const FLIP: i8>(values: &mut [i8], table: &Table, multipliers: &[i16
 fn project<const VNNI: bool>(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
     let outputs = layer.outputs;
     let pixels = input.len() / layer.inputs.max(1);
-    if !sound(layer) || residual.len() != pixels * outputs {
+    if !layer.sound() || residual.len() != pixels * outputs {
         return;
     }
     // SAFETY: sixteen outputs from `o` on exist, or eight.
@@ -373,23 +364,18 @@ fn project<const VNNI: bool>(input: &[i8], layer: &Dense<'_>, residual: &mut [i1
 
 #[target_feature(enable = "avx2")]
 fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
-    let (inputs, outputs) = (layer.inputs, layer.outputs);
-    let segment = inputs / 3;
-    let pixels = output.len() / outputs.max(1);
-    let reach = pixels.saturating_sub(1).saturating_mul(bands).saturating_add(segment);
-    if !sound(layer) || !segment.is_multiple_of(GROUP) || pixels == 0 || rows.iter().any(|row| row.len() < reach) {
-        return;
-    }
+    let outputs = layer.outputs;
+    let Some((segment, pixels)) = layer.windows(&rows, bands, output.len()).filter(|_| layer.sound()) else { return };
     let shift = _mm_cvtsi32_si128(layer.shift as i32);
     for o in (0..outputs).step_by(PANEL) {
         let mut first = 0;
         while first < pixels {
-            // SAFETY: the second pixel of a tile is the first again if there is none; `reach` allows four values from each
+            // SAFETY: the second pixel of a tile is the first again if there is none; `windows` allows four values from each
             // pixel's groups on; sixteen outputs from `o` on exist, or eight.
             unsafe {
                 let second = (first + 1).min(pixels - 1);
                 let mut acc = [[_mm256_setzero_si256(); 4]; 2];
-                let mut weight = layer.weight.as_ptr().add(o * inputs);
+                let mut weight = layer.weight.as_ptr().add(o * layer.inputs);
                 for row in rows {
                     for group in 0..segment / GROUP {
                         let load = |p: usize| {

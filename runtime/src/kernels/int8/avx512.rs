@@ -78,15 +78,6 @@ avx512! {
     }
 }
 
-/// Whether a layer's slices are as long as its shape says.
-pub(super) fn sound(layer: &Dense<'_>) -> bool {
-    let panels = layer.outputs.next_multiple_of(PANEL);
-    layer.complete()
-        && layer.outputs.is_multiple_of(8)
-        && layer.bias.len() >= panels
-        && layer.multiplier.len() >= panels
-}
-
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 fn prepare(layer: &Dense<'_>, bias: &mut [i32]) {
     let ones = _mm512_set1_epi8(1);
@@ -223,7 +214,7 @@ fn expand(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, output: &mut [i8], s
     let (inputs, outputs) = (layer.inputs, layer.outputs);
     let pixels = input.len() / inputs.max(1);
     let fits = output.len() == pixels * outputs && squares.len() == outputs && pixels <= MAX_STRIP;
-    if !sound(layer) || !outputs.is_multiple_of(2 * PANEL) || !fits {
+    if !layer.sound() || !outputs.is_multiple_of(2 * PANEL) || !fits {
         return;
     }
     let planes = Planes::new(gelu.table);
@@ -377,7 +368,7 @@ pub(super) fn lookup(values: &mut [i16], table: &Table) {
 fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
     let (inputs, outputs) = (layer.inputs, layer.outputs);
     let pixels = input.len() / inputs.max(1);
-    if !sound(layer) || residual.len() != pixels * outputs {
+    if !layer.sound() || residual.len() != pixels * outputs {
         return;
     }
     let shift = _mm_cvtsi32_si128(layer.shift as i32);
@@ -426,18 +417,13 @@ fn project(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]) {
 
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
-    let (inputs, outputs) = (layer.inputs, layer.outputs);
-    let segment = inputs / 3;
-    let pixels = output.len() / outputs.max(1);
-    let reach = pixels.saturating_sub(1).saturating_mul(bands).saturating_add(segment);
-    if !sound(layer) || !segment.is_multiple_of(GROUP) || pixels == 0 || rows.iter().any(|row| row.len() < reach) {
-        return;
-    }
+    let outputs = layer.outputs;
+    let Some((_, pixels)) = layer.windows(&rows, bands, output.len()).filter(|_| layer.sound()) else { return };
     let rows = rows.map(|row| row.as_ptr());
     for o in (0..outputs).step_by(PANEL) {
         let mut first = 0;
         while first < pixels {
-            // SAFETY: pixel `p` reads `segment` values of each row from `p * bands` on, which `reach` allows; the last tile goes
+            // SAFETY: pixel `p` reads `segment` values of each row from `p * bands` on, which `windows` allows; the last tile goes
             // back over pixels that are done, rather than beyond the row; outputs are masked.
             unsafe {
                 let size = if pixels >= 12 { 12 } else { 1 };

@@ -84,6 +84,21 @@ impl Dense<'_> {
         let groups = self.inputs > 0 && self.inputs.is_multiple_of(GROUP);
         groups && weights.is_some_and(|weights| self.weight.len() >= weights)
     }
+
+    /// Whether it is [complete](Self::complete), has outputs by eight, and a bias and a multiplier for each output of its panels.
+    pub fn sound(&self) -> bool {
+        let outputs = self.outputs.checked_next_multiple_of(PANEL);
+        let constants = self.bias.len().min(self.multiplier.len());
+        self.complete() && self.outputs.is_multiple_of(8) && outputs.is_some_and(|outputs| constants >= outputs)
+    }
+
+    /// For an initial convolution that gives `values` values: inputs a row of the window, and pixels; `None` if there are no pixels, or a
+    /// row lacks what the last of them looks at.
+    pub fn windows(&self, rows: &[&[i16]; 3], bands: usize, values: usize) -> Option<(usize, usize)> {
+        let (segment, pixels) = (self.inputs / 3, values / self.outputs.max(1));
+        let reach = pixels.checked_sub(1)?.checked_mul(bands)?.checked_add(segment)?;
+        (segment.is_multiple_of(GROUP) && rows.iter().all(|row| row.len() >= reach)).then_some((segment, pixels))
+    }
 }
 
 /// A depthwise layer.

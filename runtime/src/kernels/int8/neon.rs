@@ -503,13 +503,8 @@ fn opaque(mut pointer: *const i16) -> *const i16 {
 /// The initial convolution, 8 pixels times 8 outputs: the weights of four inputs come apart by `ld4`, are widened, and multiply one
 /// input of each pixel by element. 16 accumulators, 4 weights, one register of inputs a pixel.
 fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
-    let (segment, pixels) = (layer.inputs / 3, output.len() / layer.outputs.max(1));
-    // Values that the last pixel and those before it need of a row.
-    let reach = pixels.saturating_sub(1).checked_mul(bands).and_then(|last| last.checked_add(segment));
-    let rows_fit = reach.is_some_and(|reach| rows.iter().all(|row| row.len() >= reach));
-    if !rows_fit || !segment.is_multiple_of(GROUP) || !layer.complete() {
-        return;
-    }
+    let windows = layer.windows(&rows, bands, output.len()).filter(|_| layer.complete());
+    let Some((segment, pixels)) = windows else { return };
     let shift = right(layer.shift);
     for c in (0..layer.outputs).step_by(8) {
         let (bias, multiplier) = (load_i32(&eight(layer.bias, c)), load_i16(&eight(layer.multiplier, c)));
