@@ -24,11 +24,13 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nadir::model::StemPadding;
 use nadir_formats::{Encoder as EncoderFile, ModelCard, Provenance, Tensor as Array};
 
-pub use bands::{Level, THREE, TWELVE};
+pub use bands::{THREE, TWELVE};
 pub use names::Naming;
 use names::Size;
 use source::Source;
 pub use whole::Whole;
+
+use crate::data::mmearth::Level;
 
 /// What is known of the licence of MMEarth's checkpoints, in one line.
 pub const LICENCE: &str = "not clear: the LICENSE of MMEarth-train holds the MIT licence and, from ConvNeXt V2, that of \

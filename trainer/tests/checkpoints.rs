@@ -1,5 +1,7 @@
 //! Import and export of checkpoints as a user runs them, against PyTorch (`tests/scripts/make_checkpoints.py`).
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use nadir_trainer::import::{Imported, Options, Whole, import};
 use nadir_trainer::mask::Mask;
 use nadir_trainer::mpmae::{Target, TaskKind};
 use safetensors::SafeTensors;
+
+use common::relative;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints").join(name)
@@ -33,15 +37,6 @@ fn series(from: usize, n: usize) -> Vec<f64> {
 fn tensor(from: usize, shape: &[usize]) -> Tensor {
     let values: Vec<f32> = series(from, shape.iter().product()).iter().map(|v| *v as f32).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
-
-/// |a - b| / |b|.
-fn relative(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let square = |x: f64| x * x;
-    let difference: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    let norm: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
-    (difference / norm).sqrt()
 }
 
 fn read(name: &str, stem_padding: StemPadding, tile_size: u16) -> Imported {

@@ -1,85 +1,40 @@
 //! The `trainer` command as a user runs it: the way from tiles to a probe, resumption bit for bit, and its errors.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod common;
+
+use std::path::Path;
+use std::process::Command;
 
 use nadir_formats::{Encoder, Matrix, Pixels, Tiles, write_integers};
-use tempfile::TempDir;
+
+use common::Desk;
 
 const SIDE: usize = 16;
 const COUNT: usize = 48;
 
 /// A folder with tiles of three classes, their labels, split and table, and room for runs.
-struct Desk {
-    dir: TempDir,
-}
-
-impl Desk {
-    fn new() -> Self {
-        let desk = Self { dir: tempfile::tempdir().unwrap() };
-        let mut noise = 12345u32;
-        let mut pixel = |class: usize, band: usize, at: usize| {
-            noise = noise.wrapping_mul(1664525).wrapping_add(1013904223);
-            let stripes = at.checked_div(class).map_or(0, |stripe| 40 * (stripe % 2));
-            (40 + 30 * ((class + band) % 3) + stripes) as u8 + (noise >> 28) as u8
-        };
-        let pixels = (0..COUNT * 3 * SIDE * SIDE)
-            .map(|i| pixel(i / (3 * SIDE * SIDE) % 3, i / (SIDE * SIDE) % 3, i % (SIDE * SIDE)))
-            .collect();
-        Tiles { shape: [COUNT, 3, SIDE, SIDE], pixels: Pixels::U8(pixels) }.write(&desk.path("tiles.npy")).unwrap();
-        let column = |f: &dyn Fn(usize) -> i64| (0..COUNT).map(f).collect::<Vec<_>>();
-        write_integers(&desk.path("labels.npy"), &column(&|i| (i % 3) as i64)).unwrap();
-        write_integers(&desk.path("split.npy"), &column(&|i| (i / 3 % 4).saturating_sub(1) as i64)).unwrap();
-        let mut table = "lat,lon,height,place\n".to_owned();
-        for i in 0..COUNT {
-            let height = if i % 5 == 0 { String::new() } else { format!("{}", 100 * (i % 3) + i) };
-            table.push_str(&format!("{},{},{height},{}\n", 40 + i % 7, 2 * i, ["coast", "hills", ""][i % 3]));
-        }
-        std::fs::write(desk.path("table.csv"), table).unwrap();
-        desk
+fn desk() -> Desk {
+    let desk = Desk::empty();
+    let mut noise = 12345u32;
+    let mut pixel = |class: usize, band: usize, at: usize| {
+        noise = noise.wrapping_mul(1664525).wrapping_add(1013904223);
+        let stripes = at.checked_div(class).map_or(0, |stripe| 40 * (stripe % 2));
+        (40 + 30 * ((class + band) % 3) + stripes) as u8 + (noise >> 28) as u8
+    };
+    let pixels = (0..COUNT * 3 * SIDE * SIDE)
+        .map(|i| pixel(i / (3 * SIDE * SIDE) % 3, i / (SIDE * SIDE) % 3, i % (SIDE * SIDE)))
+        .collect();
+    Tiles { shape: [COUNT, 3, SIDE, SIDE], pixels: Pixels::U8(pixels) }.write(&desk.path("tiles.npy")).unwrap();
+    let column = |f: &dyn Fn(usize) -> i64| (0..COUNT).map(f).collect::<Vec<_>>();
+    write_integers(&desk.path("labels.npy"), &column(&|i| (i % 3) as i64)).unwrap();
+    write_integers(&desk.path("split.npy"), &column(&|i| (i / 3 % 4).saturating_sub(1) as i64)).unwrap();
+    let mut table = "lat,lon,height,place\n".to_owned();
+    for i in 0..COUNT {
+        let height = if i % 5 == 0 { String::new() } else { format!("{}", 100 * (i % 3) + i) };
+        table.push_str(&format!("{},{},{height},{}\n", 40 + i % 7, 2 * i, ["coast", "hills", ""][i % 3]));
     }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
-
-    /// `trainer` with arguments in which `@NAME` stands for a path on the desk.
-    fn command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
-        command.env("RAYON_NUM_THREADS", "2");
-        command.args(arguments.split_whitespace().map(|a| match a.split_once('@') {
-            Some((before, name)) => format!("{before}{}", self.text(name)),
-            None => a.to_owned(),
-        }));
-        command
-    }
-
-    fn run(&self, arguments: &str) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    /// Standard output of a command that must succeed.
-    fn succeed(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        assert!(output.status.success(), "{arguments}\n{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// A command that must fail with one error line that holds all `parts`, and exit code 2.
-    fn refuse(&self, arguments: &str, parts: &[&str]) {
-        let output = self.run(arguments);
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{arguments}\n{text}");
-        assert_eq!(text.lines().count(), 1, "{arguments}\n{text}");
-        assert!(text.starts_with("trainer: "), "{arguments}\n{text}");
-        for part in parts {
-            assert!(text.contains(part), "{arguments}\nno {part:?} in {text}");
-        }
-    }
+    std::fs::write(desk.path("table.csv"), table).unwrap();
+    desk
 }
 
 const TINY: &str = "--dims 8,8,16,16 --depths 1,1,1,1 --batch 8 --flips";
@@ -106,7 +61,7 @@ fn timeless(path: &Path) -> Vec<serde_json::Value> {
 
 #[test]
 fn tiles_become_models_embeddings_and_scores() {
-    let desk = Desk::new();
+    let desk = desk();
     let said = desk.succeed(&pretrain(6, "teacher"));
     assert!(said.contains("encoder.safetensors: custom-3, embedding space "), "{said}");
     for file in ["config.json", "metrics.jsonl", "loss.png", "checkpoint.safetensors"] {
@@ -176,7 +131,7 @@ fn tiles_become_models_embeddings_and_scores() {
 
 #[test]
 fn an_embedding_depends_on_its_tile_alone() {
-    let desk = Desk::new();
+    let desk = desk();
     desk.succeed(&pretrain(1, "run"));
     let embed = |arguments: &str| {
         desk.succeed(&format!("embed --model @run/encoder.safetensors --out @e.npy {arguments}"));
@@ -204,7 +159,7 @@ fn wait_for_lines(path: &Path, lines: usize) {
 #[cfg(unix)]
 #[test]
 fn interrupted_runs_end_as_uninterrupted_ones() {
-    let desk = Desk::new();
+    let desk = desk();
     desk.succeed(&pretrain(30, "whole"));
     // 36 tiles in batches of 8 are 4 steps an epoch, each logged, and a line for the epoch.
     for (name, signal, lines) in [("terminated", "-TERM", 13), ("killed", "-KILL", 33)] {
@@ -228,7 +183,7 @@ fn interrupted_runs_end_as_uninterrupted_ones() {
 
 #[test]
 fn settings_and_folders_are_guarded() {
-    let desk = Desk::new();
+    let desk = desk();
     desk.succeed(&pretrain(1, "run"));
     desk.refuse(&pretrain(1, "run"), &["run: is not empty", "--resume"]);
     desk.refuse(&(pretrain(1, "run") + " --resume --lr 0.5"), &["cannot resume", "lr is 0.5, the run has 0.001"]);
@@ -241,7 +196,7 @@ fn settings_and_folders_are_guarded() {
 
 #[test]
 fn wrong_data_is_named() {
-    let desk = Desk::new();
+    let desk = desk();
     let tiles = Tiles::read(&desk.path("tiles.npy")).unwrap();
     let with = |from: &str, to: &str| pretrain(1, "run").replace(from, to);
 
@@ -285,7 +240,7 @@ fn wrong_data_is_named() {
 
 #[test]
 fn wrong_models_and_embeddings_are_named() {
-    let desk = Desk::new();
+    let desk = desk();
     desk.succeed(&pretrain(1, "run"));
     let embed = |rest: &str| format!("embed --model @run/encoder.safetensors {rest}");
     desk.refuse(&embed("--tiles @tiles.npy --out @none/e.npy"), &["none/e.npy", "not a folder"]);

@@ -1,9 +1,10 @@
 //! Releases of MMEarth against h5py and numpy (`mmearth/make_fixture.py` wrote files and expectations), packing and its
 //! interruptions, splits, the loader, and what is said about damaged files.
 
-use std::collections::BTreeMap;
+mod common;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::Arc;
 
 use nadir_trainer::data::mmearth::loader::{Loader, Options};
@@ -11,7 +12,8 @@ use nadir_trainer::data::mmearth::split::{By, Split};
 use nadir_trainer::data::mmearth::{Level, Modality, Release, Rules, Values, packed};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tempfile::TempDir;
+
+use common::Desk;
 
 const STEMS: [&str; 3] = ["data_100k_v001", "data_100k_v000", "data_layouts"];
 
@@ -33,65 +35,21 @@ fn digest(values: &Values) -> String {
 }
 
 /// A copy of a fixture's folder that a test may damage.
-struct Desk {
-    dir: TempDir,
+fn copy_of(stem: &str) -> Desk {
+    let desk = Desk::empty();
+    std::fs::create_dir(desk.path("data")).unwrap();
+    for entry in std::fs::read_dir(fixture(stem)).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), desk.path("data").join(entry.file_name())).unwrap();
+    }
+    desk
 }
 
-impl Desk {
-    fn new(stem: &str) -> Self {
-        let desk = Self { dir: tempfile::tempdir().unwrap() };
-        std::fs::create_dir(desk.path("data")).unwrap();
-        for entry in std::fs::read_dir(fixture(stem)).unwrap() {
-            let entry = entry.unwrap();
-            std::fs::copy(entry.path(), desk.path("data").join(entry.file_name())).unwrap();
-        }
-        desk
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
-        let path = |name: &str| self.path(name).to_str().unwrap().to_owned();
-        command.args(arguments.split_whitespace().map(|a| a.strip_prefix('@').map_or(a.to_owned(), path)));
-        command.env("RAYON_NUM_THREADS", "1");
-        command
-    }
-
-    fn run(&self, arguments: &str) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    fn succeed(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        assert!(output.status.success(), "{arguments}\n{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// A command that must fail with one line that holds all parts, and exit code 2.
-    fn refuse(&self, arguments: &str, parts: &[&str]) {
-        let output = self.run(arguments);
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), text.lines().count()), (Some(2), 1), "{arguments}\n{text}");
-        for part in parts {
-            assert!(text.contains(part), "{arguments}\nno {part:?} in {text}");
-        }
-    }
-
-    /// Opening the folder must fail with an error that holds all parts.
-    fn unopened(&self, parts: &[&str]) {
-        let Err(error) = Release::open(&self.path("data")) else { panic!("was opened; expected {parts:?}") };
-        let text = format!("{error:#}");
-        parts.iter().for_each(|part| assert!(text.contains(part), "no {part:?} in {text}"));
-    }
-
-    /// Every file of a folder with its bytes.
-    fn files(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
-        let entries = std::fs::read_dir(self.path(folder)).unwrap().map(Result::unwrap);
-        entries.map(|e| (e.file_name().to_string_lossy().into_owned(), std::fs::read(e.path()).unwrap())).collect()
-    }
+/// Opening the folder must fail with an error that holds all parts.
+fn unopened(desk: &Desk, parts: &[&str]) {
+    let Err(error) = Release::open(&desk.path("data")) else { panic!("was opened; expected {parts:?}") };
+    let text = format!("{error:#}");
+    parts.iter().for_each(|part| assert!(text.contains(part), "no {part:?} in {text}"));
 }
 
 const H5: &str = "data/data_100k_v001.h5";
@@ -146,21 +104,17 @@ fn every_byte_and_value_equals_h5py() {
         assert_eq!(release.id(2), "726");
         equals_h5py(&release, &expected(stem));
     }
-}
-
-/// The same for a folder of any size: `EXPECTED=F.json RELEASE=DIR cargo test -- --ignored`, with F.json from `make_fixture.py --expect`.
-#[test]
-#[ignore = "needs a release and what h5py found in it (make_fixture.py --expect)"]
-fn a_whole_release_equals_h5py() {
-    let of = |name| std::env::var(name).expect("RELEASE and EXPECTED must be set");
-    let expected: Value = serde_json::from_slice(&std::fs::read(of("EXPECTED")).unwrap()).unwrap();
-    equals_h5py(&Release::open(Path::new(&of("RELEASE"))).unwrap(), &expected);
+    // A folder of any size, with what `make_fixture.py --expect` found in it.
+    if let (Some(folder), Some(file)) = (std::env::var_os("RELEASE"), std::env::var_os("EXPECTED")) {
+        let expected = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        equals_h5py(&Release::open(Path::new(&folder)).unwrap(), &expected);
+    }
 }
 
 #[test]
 fn packed_folders_are_the_release() {
     for stem in STEMS {
-        let desk = Desk::new(stem);
+        let desk = copy_of(stem);
         let said = desk.succeed("data pack --data @data --out @packed --shard-kib 8");
         assert!(said.contains("4 tiles in") && said.contains(", 0 there before"), "{said}");
         let release = Release::open(&desk.path("packed")).unwrap();
@@ -191,7 +145,7 @@ fn packed_folders_are_the_release() {
 
 #[test]
 fn packing_is_guarded() {
-    let desk = Desk::new(STEMS[0]);
+    let desk = copy_of(STEMS[0]);
     std::fs::create_dir(desk.path("full")).unwrap();
     std::fs::write(desk.path("full/letter.txt"), "x").unwrap();
     desk.refuse("data pack --data @data --out @full", &["full: is not empty"]);
@@ -207,7 +161,7 @@ fn packing_is_guarded() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_named_and_packing_goes_on_after_it() {
-    let desk = Desk::new(STEMS[0]);
+    let desk = copy_of(STEMS[0]);
     std::fs::create_dir(desk.path("packed")).unwrap();
     let part = desk.path("packed/month.00000.bin.part");
     std::os::unix::fs::symlink("/dev/full", &part).unwrap();
@@ -223,13 +177,13 @@ fn a_full_disk_is_named_and_packing_goes_on_after_it() {
 #[cfg(unix)]
 #[test]
 fn a_killed_packing_goes_on() {
-    let desk = Desk::new(STEMS[0]);
+    let desk = copy_of(STEMS[0]);
     desk.succeed("data pack --data @data --out @whole");
     std::fs::create_dir(desk.path("packed")).unwrap();
     // The write of this shard waits for a reader that never comes, so the kill falls into it.
     let part = desk.path("packed/month.00000.bin.part");
     assert!(Command::new("mkfifo").arg(&part).status().unwrap().success());
-    let mut child = desk.command("data pack --data @data --out @packed").spawn().unwrap();
+    let mut child = desk.command("data pack --data @data --out @packed").env("RAYON_NUM_THREADS", "1").spawn().unwrap();
     let journal = desk.path("packed/pack.journal");
     let start = std::time::Instant::now();
     // The plan and the eleven arrays before `month`, of 16 arrays by name.
@@ -251,12 +205,12 @@ fn a_killed_packing_goes_on() {
 
 #[test]
 fn cut_and_unfinished_files_are_named() {
-    let desk = Desk::new(STEMS[0]);
+    let desk = copy_of(STEMS[0]);
     let bytes = std::fs::read(desk.path(H5)).unwrap();
     for cut in [0, 7, 95, 96, 800, 2048, bytes.len() / 2, bytes.len() - 1] {
         std::fs::write(desk.path(H5), &bytes[..cut]).unwrap();
         let message = if cut < 96 { "is not a whole HDF5 file" } else { "data_100k_v001.h5: is" };
-        desk.unopened(&[message, &cut.to_string()]);
+        unopened(&desk, &[message, &cut.to_string()]);
     }
     // Zeros where the structures should be, as after a crash, and bytes at random: any error, no panic.
     let mut random = 12345u64;
@@ -294,12 +248,12 @@ fn cut_and_unfinished_files_are_named() {
 
 #[test]
 fn wrong_datasets_are_named() {
-    let desk = Desk::new(STEMS[0]);
+    let desk = copy_of(STEMS[0]);
     let bytes = std::fs::read(desk.path(H5)).unwrap();
     std::fs::copy(fixture("broken/type.h5"), desk.path(H5)).unwrap();
-    desk.unopened(&["data_100k_v001.h5: dataset aster: has type", "size: 4", "expected"]);
+    unopened(&desk, &["data_100k_v001.h5: dataset aster: has type", "size: 4", "expected"]);
     std::fs::copy(fixture("broken/shape.h5"), desk.path(H5)).unwrap();
-    desk.unopened(&["data_100k_v001.h5: dataset era5 is f32 [2, 11], expected f32 [2, 12]"]);
+    unopened(&desk, &["data_100k_v001.h5: dataset era5 is f32 [2, 11], expected f32 [2, 12]"]);
     // Datasets are renamed wherever their names stand.
     let renamed = |pairs: &[(&str, &str)]| {
         let mut new = bytes.clone();
@@ -310,43 +264,43 @@ fn wrong_datasets_are_named() {
         std::fs::write(desk.path(H5), new).unwrap();
     };
     renamed(&[("\0biome\0", "\0month\0"), ("\0month\0", "\0biome\0")]);
-    desk.unopened(&["dataset biome is f32 [4, 2], expected u8 [4, 14]"]);
+    unopened(&desk, &["dataset biome is f32 [4, 2], expected u8 [4, 14]"]);
     renamed(&[("\0aster\0", "\0other\0")]);
-    desk.unopened(&["data_100k_v001.h5: dataset aster is missing, expected i16 [4, 2, 16, 16]"]);
+    unopened(&desk, &["data_100k_v001.h5: dataset aster is missing, expected i16 [4, 2, 16, 16]"]);
     renamed(&[("\0metadata\0", "\0metadate\0")]);
-    desk.unopened(&["data_100k_v001.h5: dataset metadata is missing"]);
+    unopened(&desk, &["data_100k_v001.h5: dataset metadata is missing"]);
     renamed(&[("l2a\0\0\0\0\0\0\0", "l3a\0\0\0\0\0\0\0")]);
-    desk.unopened(&["data_100k_v001.h5: dataset metadata, row 1: S2_type is \"l3a\", expected \"l1c\" or \"l2a\""]);
+    unopened(&desk, &["data_100k_v001.h5: dataset metadata, row 1: S2_type is \"l3a\", expected \"l1c\" or \"l2a\""]);
 }
 
 #[test]
 fn missing_and_wrong_companions_are_named() {
     for suffix in [".h5", "_band_stats.json", "_splits.json", "_tile_info.json"] {
-        let desk = Desk::new(STEMS[0]);
+        let desk = copy_of(STEMS[0]);
         let path = desk.path(&format!("data/data_100k_v001{suffix}"));
         std::fs::copy(&path, desk.path(&format!("data/data_twice{suffix}"))).unwrap();
-        desk.unopened(&["data: has 2 files data_*", suffix, "expected one"]);
+        unopened(&desk, &["data: has 2 files data_*", suffix, "expected one"]);
         std::fs::remove_file(desk.path(&format!("data/data_twice{suffix}"))).unwrap();
         std::fs::remove_file(path).unwrap();
-        desk.unopened(&["data: has no file data_*", suffix]);
+        unopened(&desk, &["data: has no file data_*", suffix]);
     }
-    let desk = Desk::new(STEMS[0]);
+    let desk = copy_of(STEMS[0]);
     std::fs::write(desk.path("data/data_100k_v001_band_stats.json"), "{\"aster\": ").unwrap();
-    desk.unopened(&["data_100k_v001_band_stats.json: expected mean, std"]);
+    unopened(&desk, &["data_100k_v001_band_stats.json: expected mean, std"]);
     std::fs::write(desk.path("data/data_100k_v001_band_stats.json"), "{}").unwrap();
     let dump = "data dump --data @data --rows 1 --normalized --out @x.npy";
     desk.refuse(&format!("{dump} --modality sentinel2"), &["band_stats.json: has no statistics of sentinel2_l2a"]);
     desk.succeed(&format!("{dump} --modality esa_worldcover"));
     // The older metadata needs the tile's level from tile_info.
-    let desk = Desk::new(STEMS[1]);
+    let desk = copy_of(STEMS[1]);
     std::fs::write(desk.path("data/data_100k_v000_tile_info.json"), "{\"700\": {\"S2_type\": \"l1c\"}}").unwrap();
-    desk.unopened(&["data_100k_v000_tile_info.json: has no tile \"713\"", "data_100k_v000.h5"]);
+    unopened(&desk, &["data_100k_v000_tile_info.json: has no tile \"713\"", "data_100k_v000.h5"]);
     desk.refuse("data inspect --data @nowhere", &["nowhere: is no folder"]);
 }
 
 #[test]
 fn commands_say_and_write_what_they_should() {
-    let desk = Desk::new(STEMS[0]);
+    let desk = copy_of(STEMS[0]);
     let said = desk.succeed("data inspect --data @data --out-png @sheet.png");
     for part in ["4 of 16 x 16", "2 L1C, 2 L2A", "sentinel2 B10", "sentinel1 desc_VV", "tree cover", "4 tiles"] {
         assert!(said.contains(part), "no {part:?} in {said}");
@@ -384,7 +338,7 @@ fn commands_say_and_write_what_they_should() {
 
 #[test]
 fn splits_part_by_place_and_repeat() {
-    let desk = Desk::new(STEMS[0]);
+    let desk = copy_of(STEMS[0]);
     let release = Release::open(&desk.path("data")).unwrap();
     let split = |by, seed| Split::make(&release, by, seed, 0.0, 0.34).unwrap();
     // Row 1 has no ecoregion; rows 2 and 3 share theirs and must stay together.
@@ -417,7 +371,7 @@ fn options(release: &Release) -> Options {
 
 #[test]
 fn batches_do_not_depend_on_threads_or_storage() {
-    let desk = Desk::new(STEMS[0]);
+    let desk = copy_of(STEMS[0]);
     let release = Arc::new(Release::open(&desk.path("data")).unwrap());
     packed::pack(&release, &desk.path("packed"), 1 << 13).unwrap();
     let packed = Arc::new(Release::open(&desk.path("packed")).unwrap());
@@ -493,7 +447,7 @@ fn crops_are_aligned_and_masked() {
 
 #[test]
 fn a_damaged_row_ends_the_batches_with_its_name() {
-    let desk = Desk::new(STEMS[0]);
+    let desk = copy_of(STEMS[0]);
     std::fs::copy(fixture("broken/half.h5"), desk.path(H5)).unwrap();
     let release = Arc::new(Release::open(&desk.path("data")).unwrap());
     let options = Options { batch: 1, crop: 2, threads: 2, ..Options::of(&release) };

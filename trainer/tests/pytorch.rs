@@ -1,5 +1,7 @@
 //! The encoder, MP-MAE and AdamW against an independent PyTorch implementation (`tests/reference/make_vectors.py`).
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,8 @@ use rand::rngs::StdRng;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde_json::Value;
+
+use common::relative;
 
 /// Tensors by name (int8 as f32) and one metadata entry as JSON.
 fn read(path: &Path, key: &str) -> (BTreeMap<String, Array>, Value) {
@@ -48,15 +52,6 @@ fn tensor(array: &Array) -> Tensor {
 
 fn flat(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-/// |a - b| / |b|.
-fn relative(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let square = |x: f64| x * x;
-    let difference: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    let norm: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
-    (difference / norm).sqrt()
 }
 
 fn architecture(about: &Value) -> Architecture {

@@ -7,8 +7,9 @@ use clap::{Args, ValueEnum};
 use nadir::model::StemPadding;
 
 use super::info::thousands;
+use crate::data::mmearth::Level;
 use crate::data::names;
-use crate::import::{self, Imported, LICENCE, Level, Naming, Options};
+use crate::import::{self, Imported, LICENCE, Naming, Options};
 
 /// Turn a checkpoint of MMEarth, or a ConvNeXt V2 encoder of PyTorch, into a model
 ///

@@ -1,19 +1,9 @@
 //! The Sentinel-2 bands of MMEarth and their statistics.
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
 use nadir_formats::{BandCard, canonical_band};
 
-/// Processing level of the Sentinel-2 tiles that an imported encoder is to read.
-///
-/// MMEarth trained on both mixed, each normalised by the statistics of its own level; the encoder is not told which.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Level {
-    /// Top of the atmosphere
-    L1c,
-    /// Surface reflectance
-    L2a,
-}
+use crate::data::mmearth::Level;
 
 /// MMEarth's twelve bands in its order: B8A stands before B8, and there is no B10.
 pub const TWELVE: [&str; 12] = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8A", "B8", "B9", "B11", "B12"];

@@ -295,11 +295,11 @@ impl FromStr for Modality {
 }
 
 /// Processing level of a tile's Sentinel-2 image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Level {
-    /// Top of the atmosphere.
+    /// Top of the atmosphere
     L1c,
-    /// At the surface; without band B10.
+    /// At the surface, without band B10
     L2a,
 }
 

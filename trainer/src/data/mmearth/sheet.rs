@@ -177,7 +177,10 @@ fn words(release: &Release, row: usize) -> Result<Vec<String>> {
     let twelfth = f64::from(month[0]).atan2(f64::from(month[1])) / std::f64::consts::TAU * 12.0;
     let month = (!twelfth.is_nan()).then(|| format!("month {}", (twelfth.round() as i64 + 11).rem_euclid(12) + 1));
     let era5 = numbers(Modality::Era5)?;
-    let climate = format!("{:.1} C, {:.0} mm a month", era5[4] - 273.15, 1000.0 * era5[7]);
+    let unless_nan = |value: f32, text: String| if value.is_nan() { "missing".into() } else { text };
+    let warmth = unless_nan(era5[4], format!("{:.1} C", era5[4] - 273.15));
+    let rain = unless_nan(era5[7], format!("{:.0} mm a month", 1000.0 * era5[7]));
+    let climate = format!("{warmth}, {rain}");
     Ok(vec![
         format!("row {row}, {} {}", release.id(row), release.level(row).name()),
         or_missing(place),
