@@ -11,7 +11,7 @@ shift 3
 exec "${TRAINER:-trainer}" distill \
     --teacher "$teacher" \
     --tiles "$data/tiles.npy" --split "$data/split.npy" --use 0,1 \
-    --name yocto-rgb --size yocto \
+    --name yocto-rgb --student yocto \
     --epochs "${EPOCHS:-24}" --batch 64 --lr 2e-3 --warmup 1 --flips --seed 1 --teacher-views 8 \
     --data "EuroSAT RGB, train and validation rows of the spatial split" \
     --out "$out" "$@"

@@ -102,7 +102,7 @@ fn channel_statistics(tiles: &Tiles, channel: usize, no_data: Option<f32>) -> Re
     Ok((mean, variance.sqrt()))
 }
 
-fn value(pixels: &Pixels, at: usize) -> f32 {
+pub(crate) fn value(pixels: &Pixels, at: usize) -> f32 {
     match pixels {
         Pixels::U8(v) => f32::from(v[at]),
         Pixels::U16(v) => f32::from(v[at]),
@@ -214,6 +214,8 @@ pub enum Stream {
     Masks,
     /// Where the crops of a step are cut.
     Crops,
+    /// The bands that are hidden in a step.
+    Bands,
 }
 
 /// The random generator for `stream` at its `index`-th use.

@@ -1,20 +1,28 @@
 //! Distillation: a small encoder learns to give the embeddings of a larger one.
 //!
-//! Two losses on the teacher's embeddings of the tiles, which are computed once:
+//! Two losses on the teacher's embeddings of the tiles:
 //! - `feature`: a linear projection of the student's embedding, used only while training, against the teacher's
-//!   embedding with each dimension at zero mean and unit variance over the tiles; mean squared error.
+//!   embedding with each dimension at zero mean and unit variance over the tiles; mean squared error. With
+//!   [`Options::keep_space`] there is no projection: the student gives the teacher's embedding itself.
 //! - `relation`: the cosine similarities of all pairs of a batch, student's against teacher's, both with each dimension
 //!   at zero mean and unit variance; mean squared error. It needs no projection, so it shapes the student's own space.
 //!
-//! With flips the student sees a tile under a random symmetry, but the target stays the teacher's embedding of the tile
-//! as it is (or its mean over several symmetries): the student so learns that the orientation does not matter, and the
-//! teacher runs once a tile instead of eight times.
+//! With [`Options::prefixes`] both losses are also taken on the first numbers of the student's embedding (Kusupati et al.,
+//! "Matryoshka Representation Learning", NeurIPS 2022), so that an embedding can be cut short after training.
+//!
+//! The student may see other bands, another size, and with [`Options::band_dropout`] not all of its bands ([`View`]). With
+//! flips it sees a tile under a random symmetry. Unless the teacher runs along ([`Teacher::Live`]), the target stays the
+//! teacher's embedding of the tile as it is (or its mean over several symmetries): the student so learns that the
+//! orientation does not matter, and the teacher runs once a tile instead of once a step.
+
+mod view;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use candle_core::{D, Tensor};
 use nadir_formats::{BandCard, Matrix, Tensor as Array, Tiles};
+use rand::RngExt;
 
 use crate::data::{Stream, Symmetry, generator, input};
 use crate::encoder::Encoder;
@@ -22,8 +30,12 @@ use crate::mpmae::Losses;
 use crate::params::Params;
 use crate::run::{Objective, column_statistics, embed_tiles};
 
+pub use view::{Fit, View};
+
 /// Share of the average diagonal that is added to it when the first projection is solved for.
 const RIDGE: f64 = 1e-2;
+/// Deviations up to this count as none: the dimension says nothing.
+const FLAT: f64 = 1e-6;
 
 /// How much each loss counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,74 +46,147 @@ pub struct Weights {
     pub relation: f64,
 }
 
-/// The student, its projection, and what the teacher says of every tile.
+/// What is free in a distillation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// How much each loss counts.
+    pub weights: Weights,
+    /// Lengths at which the student's embedding may be cut, ascending, each below its dimension.
+    pub prefixes: Vec<usize>,
+    /// The student gives the teacher's embedding itself; both have the same dimension then, and there are no prefixes.
+    pub keep_space: bool,
+    /// Probability (0 to below 1) that a band of a tile is hidden from the student; one band at least stays.
+    pub band_dropout: f64,
+    /// Seed of the projection, of hidden bands and of crops.
+    pub seed: u64,
+}
+
+/// Where the teacher's embeddings come from.
+pub enum Teacher {
+    /// Computed before, one row a tile.
+    Cached(Matrix),
+    /// Computed at every step, of the tile under the symmetry under which the student sees it.
+    Live {
+        /// The teacher.
+        encoder: Encoder,
+        /// Its embeddings of the tiles as they are, which give the statistics of each dimension.
+        plain: Matrix,
+    },
+}
+
+/// The tiles as teacher and student see them.
+pub struct Sight<'a> {
+    /// The tiles as the teacher takes them.
+    pub tiles: &'a Tiles,
+    /// Its bands.
+    pub bands: &'a [BandCard],
+    /// What the student sees of them.
+    pub view: &'a View,
+}
+
+/// The student, its projections, and what the teacher says of every tile.
 pub struct Distillation<'a> {
     student: &'a Encoder,
-    tiles: &'a Tiles,
-    bands: &'a [BandCard],
-    /// Standardised embeddings of the teacher, `[tiles, teacher's dimension]`.
-    teacher: Matrix,
-    weights: Weights,
+    sight: Sight<'a>,
+    teacher: Teacher,
+    /// Mean and deviation of each dimension of the teacher; deviation 0 if it says nothing.
+    mean: Tensor,
+    std: Vec<f64>,
+    reciprocal: Tensor,
+    options: Options,
     params: Params,
 }
 
-/// The teacher's embeddings, averaged over the first `views` (1 to 8) symmetries of each tile, each dimension brought to
-/// zero mean and unit variance over the tiles; a dimension that does not vary becomes 0.
+/// The teacher's embeddings, `[tiles, d]`, averaged over the first `views` (1 to 8) symmetries of each tile.
 pub fn teacher_embeddings(teacher: &Encoder, tiles: &Tiles, bands: &[BandCard], views: u8) -> Result<Matrix> {
     let mut mean = embed_tiles(teacher, tiles, bands, 0, "teacher's embeddings")?;
     for symmetry in 1..views {
         let more = embed_tiles(teacher, tiles, bands, symmetry, "teacher's embeddings")?;
         mean.data.iter_mut().zip(&more.data).for_each(|(m, v)| *m += v);
     }
-    standardise(&mut mean);
+    mean.data.iter_mut().for_each(|m| *m /= f32::from(views.max(1)));
     Ok(mean)
 }
 
-fn standardise(matrix: &mut Matrix) {
-    let (mean, std) = column_statistics(matrix);
-    for row in matrix.data.chunks_exact_mut(matrix.columns) {
-        for ((v, m), s) in row.iter_mut().zip(&mean).zip(&std) {
-            *v = if *s > 1e-6 { ((f64::from(*v) - m) / s) as f32 } else { 0.0 };
+impl<'a> Distillation<'a> {
+    /// A distillation with small random projections.
+    ///
+    /// # Errors
+    /// If the tiles and the teacher's embeddings differ in number, if a prefix is not shorter than the student's embedding, or if the space
+    /// is to be kept and the dimensions differ.
+    pub fn new(student: &'a Encoder, sight: Sight<'a>, teacher: Teacher, options: Options) -> Result<Self> {
+        let plain = match &teacher {
+            Teacher::Cached(matrix) | Teacher::Live { plain: matrix, .. } => matrix,
+        };
+        let (tiles, own) = (sight.tiles.len(), student.architecture().embedding_dimension());
+        ensure!(plain.rows == tiles, "{} embeddings of the teacher for {tiles} tiles", plain.rows);
+        let ascending = options.prefixes.windows(2).all(|pair| pair[0] < pair[1]);
+        let fitting = options.prefixes.iter().all(|n| (1..own).contains(n));
+        ensure!(ascending && fitting, "prefixes {:?}: must rise, and be below {own}", options.prefixes);
+        if options.keep_space {
+            let wanted = plain.columns;
+            ensure!(own == wanted, "the student's embedding has {own} dimensions, the teacher's space {wanted}");
+            ensure!(options.prefixes.is_empty(), "a prefix of the teacher's space has no meaning of its own");
         }
+        let (mean, std) = column_statistics(plain);
+        let reciprocal: Vec<f32> = std.iter().map(|s| if *s > FLAT { (1.0 / s) as f32 } else { 0.0 }).collect();
+        let device = student.device();
+        let row = |values: Vec<f32>| Tensor::from_vec(values, (1, plain.columns), device);
+        let (mean, reciprocal) = (row(mean.iter().map(|m| *m as f32).collect())?, row(reciprocal)?);
+        let mut arrays = BTreeMap::new();
+        if !options.keep_space {
+            let mut random = generator(options.seed, Stream::Projection, 0);
+            for (name, from) in heads(&options.prefixes, own) {
+                // Uniform with the deviation that keeps unit variance.
+                let bound = (3.0 / from as f32).sqrt();
+                let weight = (0..from * plain.columns).map(|_| random.random_range(-bound..bound)).collect();
+                arrays.insert(format!("{name}.weight"), Array { shape: vec![plain.columns, from], data: weight });
+                let bias = Array { shape: vec![plain.columns], data: vec![0.0; plain.columns] };
+                arrays.insert(format!("{name}.bias"), bias);
+            }
+        }
+        let mut params = Params::from_arrays(&arrays, device)?;
+        params.extend("encoder.", student.params(), |_| true);
+        Ok(Self { student, sight, teacher, mean, std, reciprocal, options, params })
+    }
+
+    /// Replaces the projections by the linear regressions from the student's present embeddings to the teacher's, so that
+    /// a trained student goes on from where it is.
+    pub fn fit_projection(&self) -> Result<()> {
+        let (tiles, bands) = (self.sight.view.tiles(), self.sight.view.bands());
+        let student = embed_tiles(self.student, tiles, bands, 0, "student's embeddings")?;
+        let wanted = self.wanted(&(0..tiles.len()).map(|i| (i, 0)).collect::<Vec<_>>())?;
+        let wanted =
+            Matrix { rows: tiles.len(), columns: self.std.len(), data: wanted.flatten_all()?.to_vec1::<f32>()? };
+        for (name, from) in heads(&self.options.prefixes, student.columns) {
+            let prefix = (0..student.rows).flat_map(|row| &student.row(row)[..from]).copied().collect();
+            let (weight, bias) = regression(&Matrix { rows: student.rows, columns: from, data: prefix }, &wanted)?;
+            self.params.set(&format!("{name}.weight"), &weight)?;
+            self.params.set(&format!("{name}.bias"), &bias)?;
+        }
+        Ok(())
+    }
+
+    /// The teacher's embeddings of the drawn tiles, each dimension at zero mean and unit variance over all tiles, `[batch, d]`.
+    fn wanted(&self, draws: &[(usize, Symmetry)]) -> Result<Tensor> {
+        let device = self.student.device();
+        let raw = match &self.teacher {
+            Teacher::Cached(matrix) => {
+                let rows: Vec<f32> = draws.iter().flat_map(|(i, _)| matrix.row(*i)).copied().collect();
+                Tensor::from_vec(rows, (draws.len(), matrix.columns), device)?
+            }
+            Teacher::Live { encoder, .. } => {
+                encoder.embed(&input(self.sight.tiles, self.sight.bands, draws, device)?)?.detach()
+            }
+        };
+        Ok(raw.broadcast_sub(&self.mean)?.broadcast_mul(&self.reciprocal)?)
     }
 }
 
-impl<'a> Distillation<'a> {
-    /// A distillation with a small random projection, drawn from `seed`.
-    ///
-    /// # Errors
-    /// If the tiles and the teacher's embeddings differ in number.
-    pub fn new(
-        student: &'a Encoder,
-        tiles: &'a Tiles,
-        bands: &'a [BandCard],
-        teacher: Matrix,
-        weights: Weights,
-        seed: u64,
-    ) -> Result<Self> {
-        ensure!(teacher.rows == tiles.len(), "{} embeddings of the teacher for {} tiles", teacher.rows, tiles.len());
-        let (from, to) = (student.architecture().embedding_dimension(), teacher.columns);
-        let mut random = generator(seed, Stream::Projection, 0);
-        // Uniform with the deviation that keeps unit variance.
-        let bound = (3.0 / from as f32).sqrt();
-        let uniform = |_| (rand::Rng::next_u32(&mut random) as f32 / u32::MAX as f32 * 2.0 - 1.0) * bound;
-        let weight = Array { shape: vec![to, from], data: (0..from * to).map(uniform).collect() };
-        let bias = Array { shape: vec![to], data: vec![0.0; to] };
-        let arrays = BTreeMap::from([("projection.weight".into(), weight), ("projection.bias".into(), bias)]);
-        let mut params = Params::from_arrays(&arrays, student.device())?;
-        params.extend("encoder.", student.params(), |_| true);
-        Ok(Self { student, tiles, bands, teacher, weights, params })
-    }
-
-    /// Replaces the projection by the linear regression from the student's present embeddings to the teacher's, so that
-    /// a trained student goes on from where it is.
-    pub fn fit_projection(&self) -> Result<()> {
-        let student = embed_tiles(self.student, self.tiles, self.bands, 0, "student's embeddings")?;
-        let (weight, bias) = regression(&student, &self.teacher)?;
-        self.params.set("projection.weight", &weight)?;
-        self.params.set("projection.bias", &bias)?;
-        Ok(())
-    }
+/// Names and widths of the projections: of the whole embedding, and of each prefix.
+fn heads(prefixes: &[usize], dimension: usize) -> Vec<(String, usize)> {
+    let prefixes = prefixes.iter().map(|n| (format!("projection-{n}"), *n));
+    std::iter::once(("projection".to_owned(), dimension)).chain(prefixes).collect()
 }
 
 impl Objective for Distillation<'_> {
@@ -109,19 +194,33 @@ impl Objective for Distillation<'_> {
         &self.params
     }
 
-    fn loss(&self, _step: u64, draws: &[(usize, Symmetry)]) -> Result<Losses> {
-        let device = self.student.device();
-        let wanted: Vec<f32> = draws.iter().flat_map(|(i, _)| self.teacher.row(*i)).copied().collect();
-        let wanted = Tensor::from_vec(wanted, (draws.len(), self.teacher.columns), device)?;
-        let embedding = self.student.embed(&input(self.tiles, self.bands, draws, device)?)?;
-        let projected = embedding
-            .matmul(&self.params.get("projection.weight").t()?)?
-            .broadcast_add(self.params.get("projection.bias"))?;
-        let feature = (projected - &wanted)?.sqr()?.mean_all()?;
-        let relation = (similarities(&standardised(&embedding)?)? - similarities(&wanted)?)?.sqr()?.mean_all()?;
-        let total = ((&feature * self.weights.feature)? + (&relation * self.weights.relation)?)?;
-        let tasks = vec![("feature".into(), feature.to_scalar()?), ("relation".into(), relation.to_scalar()?)];
-        Ok(Losses { total, tasks })
+    fn loss(&self, step: u64, draws: &[(usize, Symmetry)]) -> Result<Losses> {
+        let x = self.sight.view.input(draws, step, &self.options, self.student.device())?;
+        let wanted = self.wanted(draws)?;
+        let relations = similarities(&wanted)?;
+        let embedding = self.student.embed(&x)?;
+        let own = embedding.dim(1)?;
+        let lengths = heads(&self.options.prefixes, own);
+        let mut total = Tensor::zeros((), wanted.dtype(), wanted.device())?;
+        let mut tasks = Vec::new();
+        for (name, length) in &lengths {
+            let prefix = embedding.narrow(1, 0, *length)?;
+            let given = match self.options.keep_space {
+                true => prefix.broadcast_sub(&self.mean)?.broadcast_mul(&self.reciprocal)?,
+                false => prefix
+                    .matmul(&self.params.get(&format!("{name}.weight")).t()?)?
+                    .broadcast_add(self.params.get(&format!("{name}.bias")))?,
+            };
+            let feature = (given - &wanted)?.sqr()?.mean_all()?;
+            let relation = (similarities(&standardised(&prefix)?)? - &relations)?.sqr()?.mean_all()?;
+            let weights = self.options.weights;
+            total = (total + ((&feature * weights.feature)? + (&relation * weights.relation)?)?)?;
+            let suffix = name.strip_prefix("projection").unwrap_or_default();
+            for (task, loss) in [("feature", feature), ("relation", relation)] {
+                tasks.push((format!("{task}{suffix}"), loss.to_scalar()?));
+            }
+        }
+        Ok(Losses { total: (total / lengths.len() as f64)?, tasks })
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `metrics.jsonl` | one JSON object per logged interval (`"kind":"interval"`) and per epoch (`"kind":"epoch"`) |
 //! | `loss.png` | the loss curves, drawn anew each epoch |
 //! | `checkpoint.safetensors` | parameters, optimiser state and position; replaced whole, each epoch and on interruption |
+//! | `teacher.npy` | of a distillation: the teacher's embeddings of the tiles in use |
 //! | `encoder.safetensors` | the finished encoder with its model card |
 
 mod checkpoint;
@@ -113,6 +114,11 @@ impl Run {
     /// `checkpoint.safetensors`.
     pub fn checkpoint_path(&self) -> PathBuf {
         self.folder.join("checkpoint.safetensors")
+    }
+
+    /// `teacher.npy`.
+    pub fn teacher_path(&self) -> PathBuf {
+        self.folder.join("teacher.npy")
     }
 
     /// `encoder.safetensors`; it exists when the run is finished.

@@ -7,35 +7,7 @@ use std::process::Command;
 
 use nadir_formats::{Encoder, Matrix, Pixels, Tiles, write_integers};
 
-use common::Desk;
-
-const SIDE: usize = 16;
-const COUNT: usize = 48;
-
-/// A folder with tiles of three classes, their labels, split and table, and room for runs.
-fn desk() -> Desk {
-    let desk = Desk::empty();
-    let mut noise = 12345u32;
-    let mut pixel = |class: usize, band: usize, at: usize| {
-        noise = noise.wrapping_mul(1664525).wrapping_add(1013904223);
-        let stripes = at.checked_div(class).map_or(0, |stripe| 40 * (stripe % 2));
-        (40 + 30 * ((class + band) % 3) + stripes) as u8 + (noise >> 28) as u8
-    };
-    let pixels = (0..COUNT * 3 * SIDE * SIDE)
-        .map(|i| pixel(i / (3 * SIDE * SIDE) % 3, i / (SIDE * SIDE) % 3, i % (SIDE * SIDE)))
-        .collect();
-    Tiles { shape: [COUNT, 3, SIDE, SIDE], pixels: Pixels::U8(pixels) }.write(&desk.path("tiles.npy")).unwrap();
-    let column = |f: &dyn Fn(usize) -> i64| (0..COUNT).map(f).collect::<Vec<_>>();
-    write_integers(&desk.path("labels.npy"), &column(&|i| (i % 3) as i64)).unwrap();
-    write_integers(&desk.path("split.npy"), &column(&|i| (i / 3 % 4).saturating_sub(1) as i64)).unwrap();
-    let mut table = "lat,lon,height,place\n".to_owned();
-    for i in 0..COUNT {
-        let height = if i % 5 == 0 { String::new() } else { format!("{}", 100 * (i % 3) + i) };
-        table.push_str(&format!("{},{},{height},{}\n", 40 + i % 7, 2 * i, ["coast", "hills", ""][i % 3]));
-    }
-    std::fs::write(desk.path("table.csv"), table).unwrap();
-    desk
-}
+use common::{COUNT, SIDE, desk};
 
 const TINY: &str = "--dims 8,8,16,16 --depths 1,1,1,1 --batch 8 --flips";
 
@@ -97,7 +69,8 @@ fn tiles_become_models_embeddings_and_scores() {
     // A student, then further from it.
     let student = "distill --teacher @teacher/encoder.safetensors --tiles @tiles.npy --split @split.npy --use 0,1 \
                    --batch 8 --flips --lr 3e-3";
-    let tiny = "--dims 8,8,8,12 --depths 1,1,1,1";
+    std::fs::write(desk.path("tiny.toml"), "dims = [8, 8, 8, 12]\ndepths = [1, 1, 1, 1]\n").unwrap();
+    let tiny = "--student @tiny.toml";
     desk.succeed(&format!("{student} {tiny} --epochs 12 --name yocto-rgb --out @student"));
     let card = Encoder::read(&desk.path("student/encoder.safetensors")).unwrap().card;
     assert_eq!((card.name.as_str(), card.bands == teacher.card.bands), ("yocto-rgb", true));

@@ -1,29 +1,36 @@
 //! `trainer distill`.
 
+mod student;
+
 use std::path::PathBuf;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use nadir_formats::{Encoder as EncoderFile, ModelCard};
+use nadir_formats::{Matrix, ModelCard, Tiles};
 use serde_json::json;
 
+use self::student::StudentArgs;
 use super::{
-    End, ScheduleArgs, SizeArgs, TilesArgs, already_finished, device, end, fit_tiles, not_negative, provenance,
-    read_model, write_encoder,
+    End, ScheduleArgs, TilesArgs, already_finished, device, end, fit_tiles, not_negative, provenance, read_model,
+    write_encoder, write_encoder_in,
 };
 use crate::data::{Sampler, Stream, fingerprint, generator};
-use crate::distill::{Distillation, Weights, teacher_embeddings};
+use crate::distill::{Distillation, Fit, Options, Sight, Teacher, View, Weights, teacher_embeddings};
 use crate::encoder::Encoder;
 use crate::run::{Run, fit_norm, stop_on_signals, train};
 
 /// Distil a teacher into a smaller student
 ///
 /// The student learns to give the teacher's embeddings: through a linear projection that is used only while training
-/// (feature loss), and in the similarities between tiles (relation loss). The teacher's embeddings are computed once. It
-/// takes the teacher's bands, normalisation, tile and patch size, and ends with an embedding space of its own.
+/// (feature loss), and in the similarities between tiles (relation loss). The teacher's embeddings are computed once and kept in the
+/// run folder. The student takes the teacher's bands, normalisation, tile and patch size unless told otherwise, and ends with an
+/// embedding space of its own unless --keep-space.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  trainer distill --teacher zepto.safetensors --tiles tiles.npy --size yocto \
-    --epochs 20 --flips --out runs/yocto")]
+#[command(
+    after_help = "Examples:\n  trainer distill --teacher zepto.safetensors --tiles tiles.npy --student yocto --epochs 20 \\\n    \
+    --flips --out runs/yocto\n  trainer distill --teacher atto.safetensors --tiles tiles.npy --student camera.toml --epochs 20 \\\n    \
+    --student-bands B2,B3,B4,B8 --band-dropout 0.1 --matryoshka 32,64,128 --out runs/camera"
+)]
 pub struct Distill {
     /// The teacher
     #[arg(long, value_name = "MODEL.safetensors")]
@@ -37,11 +44,7 @@ pub struct Distill {
     bands: Option<String>,
 
     #[command(flatten)]
-    size: SizeArgs,
-
-    /// A student to continue from, in place of a new one
-    #[arg(long, value_name = "STUDENT.safetensors", conflicts_with_all = ["size", "dims", "depths"])]
-    init: Option<PathBuf>,
+    student: StudentArgs,
 
     /// Weight of the feature loss
     #[arg(long, default_value_t = 1.0, value_name = "WEIGHT", value_parser = not_negative)]
@@ -51,12 +54,37 @@ pub struct Distill {
     #[arg(long, default_value_t = 5.0, value_name = "WEIGHT", value_parser = not_negative)]
     relation_weight: f64,
 
+    /// Lengths at which the embedding can be cut after training: both losses are taken on each of these prefixes too
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', conflicts_with = "keep_space")]
+    matryoshka: Vec<usize>,
+
+    /// Stay in the teacher's embedding space: the student's embeddings may be compared with the teacher's, and its file carries the same
+    /// space. Takes a student of the teacher's embedding dimension
+    #[arg(long)]
+    keep_space: bool,
+
+    /// Probability that a band of a tile is hidden from the student while training (one at least stays)
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
+    band_dropout: f64,
+
     /// Symmetries (1 to 8) of a tile over which the teacher's embedding is averaged
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
     teacher_views: u8,
 
+    /// Embeddings of all tiles by the teacher, as `trainer embed` writes them, in place of computing them
+    #[arg(long, value_name = "E.npy", conflicts_with = "teacher_views")]
+    teacher_embeddings: Option<PathBuf>,
+
+    /// Run the teacher at every step, on the tile turned as the student sees it: slower, and worth it where orientation should tell
+    #[arg(long, conflicts_with_all = ["teacher_views", "teacher_embeddings"])]
+    live_teacher: bool,
+
     #[command(flatten)]
     schedule: ScheduleArgs,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    not_negative(text).and_then(|v| if v < 1.0 { Ok(v) } else { Err("must be below 1".into()) })
 }
 
 impl Distill {
@@ -64,76 +92,109 @@ impl Distill {
         ensure!(self.feature_weight + self.relation_weight > 0.0, "--feature-weight and --relation-weight are both 0");
         let (teacher_card, teacher) = read_model(&self.teacher)?;
         let (all, rows) = self.tiles.read()?;
+        let count = all.len();
         let all = fit_tiles(all, &self.tiles.tiles, self.bands.as_deref(), &teacher_card)?;
-        let tiles = if rows.len() == all.len() { all } else { all.pick(&rows) };
+        let tiles = if rows.len() == count { all } else { all.pick(&rows) };
         ensure!(tiles.len() > 1, "{}: a distillation needs more than one tile", self.tiles.tiles.display());
 
-        let (student, size) = self.student(&teacher_card)?;
+        let plan = self.student.plan(&teacher_card)?;
+        let mut random = generator(self.schedule.seed, Stream::Weights, 0);
+        let student = match &plan.tensors {
+            Some(tensors) => Encoder::from_tensors(&plan.architecture, plan.bands.len(), tensors, &device()?)?,
+            None => Encoder::init(&plan.architecture, plan.bands.len(), &mut random, &device()?)?,
+        };
+        let side = usize::from(plan.architecture.tile_size);
+        let view = View::new(&tiles, &teacher_card.bands, &plan.bands, side, plan.fit)
+            .with_context(|| self.tiles.tiles.display().to_string())?;
         let pixels = fingerprint(&tiles);
-        let name = self.schedule.name.clone().unwrap_or_else(|| format!("{size}-{}", teacher_card.bands.len()));
+        let name = self.schedule.name.clone().unwrap_or_else(|| format!("{}-{}", plan.name, plan.bands.len()));
         let card = ModelCard {
             name,
-            architecture: *student.architecture(),
-            bands: teacher_card.bands.clone(),
+            architecture: plan.architecture,
+            bands: plan.bands.clone(),
             embedding_space: "unnamed".into(),
-            provenance: provenance(self.tiles.described(tiles.len(), &pixels), self.recipe(&teacher_card)),
+            provenance: provenance(self.tiles.described(tiles.len(), &pixels), self.recipe(&teacher_card, plan.fit)),
         };
         if let Err(reason) = card.validate() {
             bail!("{reason}");
         }
-        let settings = self.settings(&card, &teacher_card, &pixels);
-        let run = Run::open(&self.schedule.out, &settings, self.schedule.resume)?;
+        let run = Run::open(
+            &self.schedule.out,
+            &self.settings(&card, &teacher_card, &pixels, plan.fit),
+            self.schedule.resume,
+        )?;
         if already_finished(&run) {
             return Ok(End::Done);
         }
         stop_on_signals()?;
 
-        let batch = self.schedule.batch as usize;
-        let targets = teacher_embeddings(&teacher, &tiles, &card.bands, self.teacher_views)?;
-        let weights = Weights { feature: self.feature_weight, relation: self.relation_weight };
+        let plain = self.plain(&run, &teacher, &teacher_card, &tiles, (count, &rows))?;
+        let source = match self.live_teacher {
+            true => Teacher::Live { encoder: teacher.frozen(), plain },
+            false => Teacher::Cached(plain),
+        };
         let seed = self.schedule.seed;
-        let distillation = Distillation::new(&student, &tiles, &card.bands, targets, weights, seed)?;
-        if self.init.is_some() && !run.checkpoint_path().exists() {
+        let options = Options {
+            weights: Weights { feature: self.feature_weight, relation: self.relation_weight },
+            prefixes: self.matryoshka.clone(),
+            keep_space: self.keep_space,
+            band_dropout: self.band_dropout,
+            seed,
+        };
+        let sight = Sight { tiles: &tiles, bands: &teacher_card.bands, view: &view };
+        let distillation = Distillation::new(&student, sight, source, options)?;
+        if self.student.init.is_some() && !self.keep_space && !run.checkpoint_path().exists() {
             distillation.fit_projection()?;
         }
-        let mut sampler = Sampler::new(tiles.len(), batch, seed, self.schedule.flips);
+        let mut sampler = Sampler::new(tiles.len(), self.schedule.batch as usize, seed, self.schedule.flips);
         let outcome = train(&run, &self.schedule.schedule(), &mut sampler, &distillation)?;
         end(&run, outcome, || {
-            fit_norm(&student, &tiles, &card.bands)?;
-            write_encoder(&run, &student, card.clone())
+            if self.keep_space {
+                return write_encoder_in(&run, &student, card, Some(&teacher_card.embedding_space));
+            }
+            fit_norm(&student, view.tiles(), view.bands())?;
+            write_encoder(&run, &student, card)
         })
     }
 
-    /// The student at its start, and its size in words.
-    fn student(&self, teacher: &ModelCard) -> Result<(Encoder, String)> {
-        let Some(path) = &self.init else {
-            let tile_size = usize::from(teacher.architecture.tile_size);
-            let mut architecture = self.size.architecture("yocto", tile_size, teacher.architecture.patch_size)?;
-            architecture.stem_padding = teacher.architecture.stem_padding;
-            let mut random = generator(self.schedule.seed, Stream::Weights, 0);
-            let student = Encoder::init(&architecture, teacher.bands.len(), &mut random, &device()?)?;
-            return Ok((student, self.size.name("yocto")));
-        };
-        let file = EncoderFile::read(path)?;
-        let (own, needed) = (&file.card, teacher);
-        let shown = path.display();
-        ensure!(
-            own.architecture.tile_size == needed.architecture.tile_size,
-            "{shown}: takes tiles of {} pixels, the teacher of {}",
-            own.architecture.tile_size,
-            needed.architecture.tile_size
-        );
-        ensure!(
-            own.bands == needed.bands,
-            "{shown}: takes the bands {} with other names or normalisation than the teacher ({})",
-            own.band_names().join(","),
-            needed.band_names().join(",")
-        );
-        let student = Encoder::from_tensors(&own.architecture, own.bands.len(), &file.tensors, &device()?)?;
-        Ok((student, own.name.clone()))
+    /// The teacher's embeddings of the tiles in use: given, kept in the run folder, or computed and then kept there.
+    fn plain(
+        &self,
+        run: &Run,
+        teacher: &Encoder,
+        card: &ModelCard,
+        tiles: &Tiles,
+        (all, rows): (usize, &[usize]),
+    ) -> Result<Matrix> {
+        let columns = card.architecture.embedding_dimension();
+        if let Some(path) = &self.teacher_embeddings {
+            let given = Matrix::read(path)?;
+            let shown = path.display();
+            ensure!(
+                given.columns == columns && given.rows == all,
+                "{shown}: has {} embeddings of {} dimensions; there are {all} tiles, and {} gives {columns} dimensions",
+                given.rows,
+                given.columns,
+                card.name
+            );
+            let data: Vec<f32> = rows.iter().flat_map(|row| given.row(*row)).copied().collect();
+            if let Some(at) = data.iter().position(|v| !v.is_finite()) {
+                bail!("{shown}: the embedding of tile {} is not finite", rows[at / columns]);
+            }
+            return Ok(Matrix { rows: rows.len(), columns, data });
+        }
+        let path = run.teacher_path();
+        if let Some(kept) = path.exists().then(|| Matrix::read(&path)).transpose()? {
+            let shape = (kept.rows, kept.columns);
+            ensure!(shape == (rows.len(), columns), "{}: is not this run's: delete it and go on", path.display());
+            return Ok(kept);
+        }
+        let plain = teacher_embeddings(teacher, tiles, &card.bands, self.teacher_views)?;
+        plain.write(&path)?;
+        Ok(plain)
     }
 
-    fn settings(&self, card: &ModelCard, teacher: &ModelCard, pixels: &str) -> serde_json::Value {
+    fn settings(&self, card: &ModelCard, teacher: &ModelCard, pixels: &str, fit: Fit) -> serde_json::Value {
         let s = &self.schedule;
         json!({
             "command": "distill",
@@ -143,14 +204,20 @@ impl Distill {
             "data": card.provenance.data,
             "teacher": self.teacher,
             "teacher_space": teacher.embedding_space,
+            "teacher_views": self.teacher_views,
+            "teacher_embeddings": self.teacher_embeddings,
+            "live_teacher": self.live_teacher,
             "tiles": self.tiles.tiles,
             "pixels": pixels,
             "split": self.tiles.split,
             "use": self.tiles.codes(),
-            "init": self.init,
+            "init": self.student.init,
+            "fit": format!("{fit:?}"),
             "feature_weight": self.feature_weight,
             "relation_weight": self.relation_weight,
-            "teacher_views": self.teacher_views,
+            "matryoshka": self.matryoshka,
+            "keep_space": self.keep_space,
+            "band_dropout": self.band_dropout,
             "epochs": s.epochs,
             "batch": s.batch,
             "lr": s.lr,
@@ -162,16 +229,30 @@ impl Distill {
         })
     }
 
-    fn recipe(&self, teacher: &ModelCard) -> String {
-        let init = if self.init.is_some() { " --init, from an earlier student" } else { "" };
-        format!(
-            "distill from {} (embedding space {}) {} --feature-weight {} --relation-weight {} --teacher-views {}{init}",
+    /// The command line's essentials.
+    fn recipe(&self, teacher: &ModelCard, fit: Fit) -> String {
+        let mut recipe = format!(
+            "distill from {} (embedding space {}) {} --feature-weight {} --relation-weight {}",
             teacher.name,
             teacher.embedding_space,
             self.schedule.recipe(),
             self.feature_weight,
             self.relation_weight,
-            self.teacher_views
-        )
+        );
+        let mut option = |on: bool, text: String| {
+            if on {
+                recipe.push(' ');
+                recipe.push_str(&text);
+            }
+        };
+        let lengths: Vec<_> = self.matryoshka.iter().map(usize::to_string).collect();
+        option(self.teacher_views > 1, format!("--teacher-views {}", self.teacher_views));
+        option(self.live_teacher, "--live-teacher".into());
+        option(!lengths.is_empty(), format!("--matryoshka {}", lengths.join(",")));
+        option(self.keep_space, "--keep-space".into());
+        option(self.band_dropout > 0.0, format!("--band-dropout {}", self.band_dropout));
+        option(self.student.tile_size.is_some(), format!("--fit {}", format!("{fit:?}").to_lowercase()));
+        option(self.student.init.is_some(), "--init, from an earlier student".into());
+        recipe
     }
 }

@@ -285,12 +285,17 @@ fn fit_tiles(tiles: Tiles, path: &Path, given: Option<&str>, card: &ModelCard) -
     Ok(tiles)
 }
 
-/// Writes the finished encoder with its card, and says so.
-fn write_encoder(run: &Run, encoder: &Encoder, mut card: ModelCard) -> Result<()> {
+/// Writes the finished encoder with its card, in a space of its own, and says so.
+fn write_encoder(run: &Run, encoder: &Encoder, card: ModelCard) -> Result<()> {
+    write_encoder_in(run, encoder, card, None)
+}
+
+/// Writes the finished encoder with its card, in the embedding space named or in one of its own, and says so.
+fn write_encoder_in(run: &Run, encoder: &Encoder, mut card: ModelCard, space: Option<&str>) -> Result<()> {
     let tensors = encoder.params().export()?;
     card.embedding_space = "unnamed".into();
     let mut file = EncoderFile { card, tensors };
-    file.card.embedding_space = file.space_of_weights();
+    file.card.embedding_space = space.map_or_else(|| file.space_of_weights(), str::to_owned);
     file.write(&run.encoder_path())?;
     println!("{}: {}, embedding space {}", run.encoder_path().display(), file.card.name, file.card.embedding_space);
     Ok(())

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use nadir_formats::{Pixels, Tiles, write_integers};
 use tempfile::TempDir;
 
 /// A folder on which commands run; gone when dropped.
@@ -61,6 +62,34 @@ impl Desk {
         let entries = std::fs::read_dir(self.path(folder)).unwrap().map(Result::unwrap);
         entries.map(|e| (e.file_name().to_string_lossy().into_owned(), std::fs::read(e.path()).unwrap())).collect()
     }
+}
+
+pub const SIDE: usize = 16;
+pub const COUNT: usize = 48;
+
+/// A folder with tiles of three classes, their labels, split and table, and room for runs.
+pub fn desk() -> Desk {
+    let desk = Desk::empty();
+    let mut noise = 12345u32;
+    let mut pixel = |class: usize, band: usize, at: usize| {
+        noise = noise.wrapping_mul(1664525).wrapping_add(1013904223);
+        let stripes = at.checked_div(class).map_or(0, |stripe| 40 * (stripe % 2));
+        (40 + 30 * ((class + band) % 3) + stripes) as u8 + (noise >> 28) as u8
+    };
+    let pixels = (0..COUNT * 3 * SIDE * SIDE)
+        .map(|i| pixel(i / (3 * SIDE * SIDE) % 3, i / (SIDE * SIDE) % 3, i % (SIDE * SIDE)))
+        .collect();
+    Tiles { shape: [COUNT, 3, SIDE, SIDE], pixels: Pixels::U8(pixels) }.write(&desk.path("tiles.npy")).unwrap();
+    let column = |f: &dyn Fn(usize) -> i64| (0..COUNT).map(f).collect::<Vec<_>>();
+    write_integers(&desk.path("labels.npy"), &column(&|i| (i % 3) as i64)).unwrap();
+    write_integers(&desk.path("split.npy"), &column(&|i| (i / 3 % 4).saturating_sub(1) as i64)).unwrap();
+    let mut table = "lat,lon,height,place\n".to_owned();
+    for i in 0..COUNT {
+        let height = if i % 5 == 0 { String::new() } else { format!("{}", 100 * (i % 3) + i) };
+        table.push_str(&format!("{},{},{height},{}\n", 40 + i % 7, 2 * i, ["coast", "hills", ""][i % 3]));
+    }
+    std::fs::write(desk.path("table.csv"), table).unwrap();
+    desk
 }
 
 /// |a - b| / |b|.
