@@ -6,6 +6,7 @@ mod embed;
 mod export;
 mod import;
 mod info;
+mod labelled;
 mod pretrain;
 mod probe;
 
