@@ -105,7 +105,7 @@ impl CompareArgs {
             std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
         }
         let task = Task { labels: &data.labels, split: &data.split, k, c };
-        let compare = Comparison { data, task: &task, kinds: &kinds, shares: &shares, seeds: self.seeds };
+        let compare = Comparison { task: &task, kinds: &kinds, shares: &shares, seeds: self.seeds };
 
         let mut rows = Vec::new();
         for model in &models {
@@ -215,7 +215,6 @@ impl CompareArgs {
 
 /// What all rows share.
 struct Comparison<'a> {
-    data: &'a Labelled,
     task: &'a Task<'a>,
     kinds: &'a [Kind],
     shares: &'a [f64],
