@@ -1,6 +1,8 @@
 //! Tiles as the encoder reads them: chosen rows, band statistics, normalised batches, and which tiles a step sees.
 
+pub mod eurosat;
 pub mod folder;
+pub mod geobench;
 mod labels;
 pub mod mmearth;
 mod pretext;
