@@ -118,7 +118,7 @@ impl Finetune {
         let net = Net::new(&encoder, &data.labels, &rows, tiles.len(), side, Trained::All, &mut random)?;
 
         let pixels = fingerprint(&tiles);
-        let settings = json!({
+        let mut settings = json!({
             "command": "finetune",
             "model": card.name,
             "embedding_space": card.embedding_space,
@@ -128,8 +128,10 @@ impl Finetune {
             "tiles": {"train": rows.len(), "test": data.split.test.len()},
             "bands": bands,
             "few_shot": self.few_shot,
-            "recipe": recipe,
         });
+        if let (Some(settings), Value::Object(recipe)) = (settings.as_object_mut(), serde_json::to_value(&recipe)?) {
+            settings.extend(recipe);
+        }
         let run = Run::open(&self.out, &settings, self.resume)?;
         if already_finished(&run) {
             return Ok(End::Done);

@@ -1,5 +1,6 @@
 //! `trainer probe --model`: many models, probes, shares of labels and seeds in one table.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -189,8 +190,11 @@ impl CompareArgs {
         let write = |path: &Path, canvas: chart::Canvas| -> Result<()> {
             Ok(nadir_formats::write_atomic(path, &canvas.png()?)?)
         };
-        let best = row.scores.iter().rev().flat_map(|(kind, by_share)| by_share.values().map(move |s| (kind, &s[0])));
-        if let Some((kind, score)) = best.max_by_key(|(_, score)| score.rows)
+        let shown = [Kind::Logistic, Kind::Knn, Kind::Mmearth]
+            .into_iter()
+            .find_map(|kind| Some((kind, row.scores.get(&kind)?)));
+        if let Some((kind, by_share)) = shown
+            && let Some(score) = by_share.values().flatten().max_by_key(|score| (score.rows, Reverse(score.seed)))
             && let Some(confusion) = &score.confusion
         {
             let probe = kind.to_possible_value().map_or(String::new(), |v| v.get_name().to_owned());
