@@ -4,6 +4,7 @@ use std::path::Path;
 
 use npyz::{NpyFile, Order, TypeChar, WriterBuilder};
 
+use crate::npz::read_bytes;
 use crate::{Result, invalid, io, write_atomic};
 
 /// Rows of equal length, row-major: embeddings, one row a tile.
@@ -31,7 +32,7 @@ impl Matrix {
     /// # Errors
     /// If the file cannot be read, or holds another type or shape.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(io(path))?;
+        let bytes = read_bytes(path)?;
         let npy = open(path, &bytes)?;
         let &[rows, columns] = npy.shape() else {
             return Err(invalid(path, format!("has shape {:?}, expected [tiles, dimension]", npy.shape())));
@@ -61,17 +62,23 @@ impl Matrix {
 /// # Errors
 /// If the file cannot be read, or holds another type or shape.
 pub fn read_integers(path: &Path) -> Result<Vec<i64>> {
-    let bytes = std::fs::read(path).map_err(io(path))?;
+    let bytes = read_bytes(path)?;
     let npy = open(path, &bytes)?;
     if npy.shape().len() != 1 {
         return Err(invalid(path, format!("has shape {:?}, expected [tiles]", npy.shape())));
     }
+    let kind = npy.dtype().descr();
+    integers(path, npy)?.ok_or_else(|| invalid(path, format!("has type {kind}, expected integers")))
+}
+
+/// All values as i64; nothing if they are no integers.
+fn integers(path: &Path, npy: NpyFile<&[u8]>) -> Result<Option<Vec<i64>>> {
     macro_rules! widen {
         ($type:ty) => {
             npy.into_vec::<$type>().map_err(io(path))?.into_iter().map(i64::from).collect()
         };
     }
-    Ok(match scalar(&npy) {
+    Ok(Some(match scalar(&npy) {
         Some((TypeChar::Bool, 1)) => widen!(bool),
         Some((TypeChar::Int, 1)) => widen!(i8),
         Some((TypeChar::Int, 2)) => widen!(i16),
@@ -80,8 +87,39 @@ pub fn read_integers(path: &Path) -> Result<Vec<i64>> {
         Some((TypeChar::Uint, 1)) => widen!(u8),
         Some((TypeChar::Uint, 2)) => widen!(u16),
         Some((TypeChar::Uint, 4)) => widen!(u32),
-        _ => return Err(invalid(path, format!("has type {}, expected integers", npy.dtype().descr()))),
-    })
+        _ => return Ok(None),
+    }))
+}
+
+/// The values of an array of any shape.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Values {
+    /// Integers of any type but u64, or booleans.
+    Integers(Vec<i64>),
+    /// f32, or f64 rounded to it.
+    Floats(Vec<f32>),
+}
+
+/// Reads a `.npy` of any shape, of integers, booleans or floats: its shape, and its values row-major.
+///
+/// # Errors
+/// If the file cannot be read or holds another type.
+pub fn read_values(path: &Path) -> Result<(Vec<usize>, Values)> {
+    let bytes = read_bytes(path)?;
+    let npy = open(path, &bytes)?;
+    let shape = npy.shape().iter().map(|&d| d as usize).collect();
+    let kind = npy.dtype().descr();
+    let values = match scalar(&npy) {
+        Some((TypeChar::Float, 4)) => Values::Floats(npy.into_vec().map_err(io(path))?),
+        Some((TypeChar::Float, 8)) => {
+            Values::Floats(npy.into_vec::<f64>().map_err(io(path))?.into_iter().map(|v| v as f32).collect())
+        }
+        _ => match integers(path, npy)? {
+            Some(values) => Values::Integers(values),
+            None => return Err(invalid(path, format!("has type {kind}, expected integers, f32 or f64"))),
+        },
+    };
+    Ok((shape, values))
 }
 
 /// Writes a one-dimensional i64 `.npy`, whole or not at all.

@@ -5,6 +5,7 @@
 //! | `.npy` tiles `[tiles, bands, height, width]`, u8, u16 or f32, values as the sensor stores them | [`Tiles`] |
 //! | `.npy` embeddings, f32 `[tiles, dimension]` | [`Matrix`] |
 //! | `.npy` labels and splits, any integer type, `[tiles]` | [`read_integers`] |
+//! | `.npz` archives of such arrays | a path `FILE.npz:NAME`, or `FILE.npz` with a single array, wherever a `.npy` is read |
 //! | the model card inside an encoder's `.safetensors` | [`ModelCard`] |
 //! | a `.nadir` model, loaded where its sections can be read in place | [`AlignedBytes`] |
 //!
@@ -13,9 +14,10 @@
 mod arrays;
 mod bytes;
 mod card;
+mod npz;
 mod tiles;
 
-pub use arrays::{Matrix, read_integers, write_integers, write_npy};
+pub use arrays::{Matrix, Values, read_integers, read_values, write_integers, write_npy};
 pub use bytes::{AlignedBytes, write_atomic};
 pub use card::{BandCard, CARD_KEY, Encoder, ModelCard, Provenance, Tensor, expected_shapes};
 pub use tiles::{Pixels, Tiles, canonical_band};

@@ -6,6 +6,7 @@ use nadir::Tile;
 use npyz::TypeChar;
 
 use crate::arrays::{open, scalar, write_npy};
+use crate::npz::read_bytes;
 use crate::{Error, Result, invalid, io};
 
 /// Pixel values in the type in which the sensor stores them.
@@ -34,7 +35,7 @@ impl Tiles {
     /// # Errors
     /// If the file cannot be read, or holds another type or shape.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(io(path))?;
+        let bytes = read_bytes(path)?;
         let npy = open(path, &bytes)?;
         let &[n, c, h, w] = npy.shape() else {
             return Err(invalid(path, format!("has shape {:?}, expected [tiles, bands, height, width]", npy.shape())));

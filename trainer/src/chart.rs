@@ -1,4 +1,4 @@
-//! Pictures of a run: the loss curves, and a probe's confusion matrix.
+//! Pictures of a run: the loss curves; of a probe: its confusion matrix, and features on a plane.
 
 use std::convert::Infallible;
 
@@ -336,6 +336,41 @@ pub fn confusion(confusion: &Confusion, names: &[String], title: &str) -> Canvas
     }
     let below = top + n * CELL + 24;
     canvas.text("columns: predicted class, in the order of the rows", 16, below, &FONT_7X13, MUTED, Alignment::Left);
+    canvas
+}
+
+/// Features on a plane: a dot a tile, coloured by its class; the picture is square in the features' own scale.
+pub fn map(points: &[[f32; 2]], classes: &[usize], names: &[String], title: &str) -> Canvas {
+    const SIDE: f64 = 560.0;
+    const TOP: f64 = 56.0;
+    let range = |axis: usize| {
+        let values = points.iter().map(|p| f64::from(p[axis]));
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
+    };
+    let ranges = [range(0), range(1)];
+    let widest = ranges.iter().map(|(low, high)| high - low).fold(0.0, f64::max).max(1e-9);
+    let at = |p: &[f32; 2], axis: usize| {
+        let (low, high) = ranges[axis];
+        (f64::from(p[axis]) - (low + high) / 2.0) / widest * (SIDE - 24.0)
+    };
+    let height = (TOP + SIDE + 12.0).max(TOP + 24.0 + 20.0 * names.len() as f64) as u32;
+    let mut large = Canvas::new(820 * SCALE, height * SCALE);
+    let diameter = if points.len() > 800 { 16 } else { 24 };
+    // Class after class would bury the first ones.
+    for (p, class) in points.iter().zip(classes) {
+        let place = (12.0 + SIDE / 2.0 + at(p, 0), TOP + SIDE / 2.0 - at(p, 1));
+        large.dot(place, PALETTE[class % PALETTE.len()], diameter);
+    }
+    let mut canvas = large.shrunk();
+    canvas.text(title, 16, 24, &FONT_9X15_BOLD, INK, Alignment::Left);
+    for (class, name) in names.iter().enumerate() {
+        let y = TOP as i32 + 18 + 20 * class as i32;
+        let swatch = Rectangle::new(Point::new(600, y - 5), Size::new(10, 10));
+        let colour = PALETTE[class % PALETTE.len()];
+        let _ = swatch.into_styled(PrimitiveStyle::with_fill(colour)).draw(&mut canvas);
+        let name: String = name.chars().take(26).collect();
+        canvas.text(&name, 620, y, &FONT_7X13, INK, Alignment::Left);
+    }
     canvas
 }
 

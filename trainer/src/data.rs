@@ -1,5 +1,9 @@
 //! Tiles as the encoder reads them: chosen rows, band statistics, normalised batches, and which tiles a step sees.
 
+pub mod eurosat;
+pub mod folder;
+pub mod geobench;
+mod labels;
 pub mod mmearth;
 mod pretext;
 mod table;
@@ -14,6 +18,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 
+pub use labels::{Labels, NO_CLASS};
 pub use pretext::{PixelTarget, PixelTargetKind, Pretext};
 pub use table::{ImageTarget, ImageValues, Table};
 
@@ -117,7 +122,7 @@ pub type Symmetry = u8;
 pub const AS_IS: Symmetry = 0;
 
 /// Where, in the tile as stored, pixel (`row`, `column`) of the transformed tile comes from.
-fn source(symmetry: Symmetry, side: usize, row: usize, column: usize) -> usize {
+pub(crate) fn source(symmetry: Symmetry, side: usize, row: usize, column: usize) -> usize {
     let row = if symmetry & 2 != 0 { side - 1 - row } else { row };
     let column = if symmetry & 1 != 0 { side - 1 - column } else { column };
     if symmetry & 4 != 0 { column * side + row } else { row * side + column }
@@ -216,6 +221,10 @@ pub enum Stream {
     Crops,
     /// The bands that are hidden in a step.
     Bands,
+    /// Which branches of which samples a step of fine-tuning leaves out.
+    Paths,
+    /// Which labels a probe with few of them sees.
+    Labels,
 }
 
 /// The random generator for `stream` at its `index`-th use.

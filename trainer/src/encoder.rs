@@ -60,6 +60,18 @@ impl Encoder {
         Self { params: self.params.frozen(), ..self.clone() }
     }
 
+    /// The same weights, shared, for `architecture`, which may differ in tile size and stem padding alone.
+    ///
+    /// # Errors
+    /// If the architecture is not possible, or asks for weights of other shapes.
+    pub fn reshaped(&self, architecture: &Architecture) -> Result<Self> {
+        architecture.validate().map_err(candle_core::Error::wrap)?;
+        if expected_shapes(architecture, self.bands) != expected_shapes(&self.architecture, self.bands) {
+            candle_core::bail!("the weights do not have the shapes of {architecture:?}");
+        }
+        Ok(Self { architecture: *architecture, ..self.clone() })
+    }
+
     /// Its shape.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture

@@ -13,7 +13,7 @@
 
 mod bands;
 mod names;
-mod pickle;
+pub(crate) mod pickle;
 mod pth;
 mod source;
 pub(crate) mod whole;

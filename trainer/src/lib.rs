@@ -10,6 +10,7 @@
 //! | [`ops`] | fused operations with their gradients |
 //! | [`data`], [`run`], [`chart`] | tiles and tables, the run folder, the loss curve |
 //! | [`import`], [`export`] | checkpoints from elsewhere; ONNX and PyTorch files |
+//! | [`finetune`] | encoders trained on with labels: heads, the UNet, MMEarth's recipes |
 //! | [`distill`], [`probe`], [`commands`] | what the command line offers |
 
 pub mod chart;
@@ -18,6 +19,7 @@ pub mod data;
 pub mod distill;
 pub mod encoder;
 pub mod export;
+pub mod finetune;
 pub mod import;
 mod loss;
 pub mod mask;

@@ -18,8 +18,8 @@ pub struct AdamWConfig {
     pub beta2: f64,
     /// Added to the root of the mean squared gradient.
     pub eps: f64,
-    /// Decoupled weight decay. Tensors of at most one dimension (so `log_vars` too) and names ending in `.bias` are
-    /// exempt.
+    /// Decoupled weight decay of the parameters whose [`Group`] says so. In pretraining tensors of at most one dimension
+    /// (so `log_vars` too) and names ending in `.bias` are exempt.
     pub weight_decay: f64,
 }
 
@@ -37,7 +37,23 @@ struct Slot {
     mean: Tensor,
     square: Tensor,
     steps: u64,
-    decays: bool,
+    group: Group,
+}
+
+/// How the optimiser treats a parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Group {
+    /// What the learning rate is multiplied by.
+    pub scale: f64,
+    /// Whether weight decay applies.
+    pub decays: bool,
+}
+
+impl Group {
+    /// That of pretraining: full learning rate; no decay for tensors of at most one dimension and names ending in `.bias`.
+    pub fn of_pretraining(name: &str, rank: usize) -> Self {
+        Self { scale: 1.0, decays: rank > 1 && !name.ends_with(".bias") }
+    }
 }
 
 /// AdamW over named parameters.
@@ -49,8 +65,13 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// An optimiser of `params` that has done no step.
+    /// An optimiser of `params` that has done no step, with [`Group::of_pretraining`].
     pub fn new(params: &Params, config: AdamWConfig) -> Result<Self> {
+        Self::with_groups(params, config, Group::of_pretraining)
+    }
+
+    /// An optimiser that treats each parameter as `group` says of its name and number of dimensions.
+    pub fn with_groups(params: &Params, config: AdamWConfig, group: impl Fn(&str, usize) -> Group) -> Result<Self> {
         let slot = |(name, var): (&str, &Var)| {
             Ok(Slot {
                 name: name.to_owned(),
@@ -58,7 +79,7 @@ impl AdamW {
                 mean: var.zeros_like()?,
                 square: var.zeros_like()?,
                 steps: 0,
-                decays: var.rank() > 1 && !name.ends_with(".bias"),
+                group: group(name, var.rank()),
             })
         };
         Ok(Self { config, slots: params.vars().map(slot).collect::<Result<_>>()?, steps: 0 })
@@ -132,7 +153,8 @@ impl Slot {
     fn step(&mut self, gradient: &Tensor, lr: f64, c: &AdamWConfig) -> Result<()> {
         self.steps += 1;
         let t = self.steps as f64;
-        let keep = if self.decays { 1.0 - lr * c.weight_decay } else { 1.0 };
+        let lr = lr * self.group.scale;
+        let keep = if self.group.decays { 1.0 - lr * c.weight_decay } else { 1.0 };
         let (rate, root) = (lr / (1.0 - c.beta1.powf(t)), (1.0 - c.beta2.powf(t)).sqrt());
         if self.var.device().is_cpu() {
             self.mean.inplace_op2(gradient, &Blend { keep: c.beta1, square: false })?;
@@ -221,6 +243,19 @@ impl InplaceOp3 for Update {
         );
         Ok(())
     }
+}
+
+/// Adds the gradients `more` of `params` to those in `sum`.
+pub fn accumulate(params: &Params, sum: &mut GradStore, more: &GradStore) -> Result<()> {
+    for (_, var) in params.vars() {
+        let Some(gradient) = more.get(var.as_tensor()) else { continue };
+        let total = match sum.get(var.as_tensor()) {
+            Some(before) => (before + gradient)?,
+            None => gradient.clone(),
+        };
+        sum.insert(var.as_tensor(), total);
+    }
+    Ok(())
 }
 
 /// The learning rate of step `step` (from 0) out of `total`: linear from 0 over `warmup` steps, then half a cosine from

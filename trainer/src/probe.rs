@@ -1,14 +1,24 @@
 //! Probes: how well the classes can be read from frozen embeddings.
 
+pub mod compare;
 mod logistic;
+pub mod map;
+pub mod metrics;
+mod multilabel;
+mod share;
+mod statistics;
+pub mod table;
 
 use anyhow::{Result, ensure};
 use nadir_formats::Matrix;
 use rayon::prelude::*;
 
 pub use logistic::{Logistic, Standardiser};
+pub use multilabel::{LogisticEach, neighbour_shares};
+pub use share::share_of_labels;
+pub use statistics::band_statistics;
 
-/// The rows of a split: 0 trains, 1 validates, 2 tests.
+/// The rows of a split: 0 trains, 1 validates, 2 tests, -1 is not used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
     /// Rows of the training split.
@@ -20,11 +30,11 @@ pub struct Split {
 }
 
 impl Split {
-    /// Sorts the rows by their code; fails on a code other than 0, 1 and 2, and if nothing trains or tests.
+    /// Sorts the rows by their code; fails on a code other than these, and if nothing trains or tests.
     pub fn new(codes: &[i64]) -> Result<Self> {
         let rows = |code| (0..codes.len()).filter(|&i| codes[i] == code).collect::<Vec<_>>();
-        if let Some(at) = codes.iter().position(|c| !(0..=2).contains(c)) {
-            anyhow::bail!("entry {at} is {}, expected 0 (train), 1 (validation) or 2 (test)", codes[at]);
+        if let Some(at) = codes.iter().position(|c| !(-1..=2).contains(c)) {
+            anyhow::bail!("entry {at} is {}, expected 0 (train), 1 (validation), 2 (test) or -1 (not used)", codes[at]);
         }
         let split = Self { train: rows(0), validation: rows(1), test: rows(2) };
         ensure!(!split.train.is_empty(), "no row is 0 (train)");
@@ -54,6 +64,18 @@ impl Confusion {
         right as f64 / self.counts.iter().flatten().sum::<u64>().max(1) as f64
     }
 
+    /// Macro Jaccard index: the mean, over the classes that are there or were predicted, of hits over all that are there or
+    /// were predicted.
+    pub fn mean_iou(&self) -> f64 {
+        let hits = |i: usize| self.counts[i][i] as f64;
+        let union = |i: usize| {
+            let (there, said): (u64, u64) = (self.counts[i].iter().sum(), self.counts.iter().map(|row| row[i]).sum());
+            (there + said) as f64 - hits(i)
+        };
+        let each: Vec<f64> = (0..self.counts.len()).filter(|i| union(*i) > 0.0).map(|i| hits(i) / union(i)).collect();
+        each.iter().sum::<f64>() / each.len().max(1) as f64
+    }
+
     /// Share of each class's rows that were recognised; `None` for a class without rows.
     pub fn recall(&self) -> Vec<Option<f64>> {
         let recall = |(i, row): (usize, &Vec<u64>)| {
@@ -68,6 +90,11 @@ impl Confusion {
 ///
 /// Of classes with equally many votes the one with the nearest neighbour wins. A zero row is similar to none.
 pub fn nearest_neighbours(e: &Matrix, labels: &[usize], train: &[usize], test: &[usize], k: usize) -> Vec<usize> {
+    neighbours(e, train, test, k).iter().map(|near| vote(near.iter().map(|i| labels[*i]))).collect()
+}
+
+/// For each row of `test` its `k` nearest rows of `train` (all, if those are fewer), nearest first.
+fn neighbours(e: &Matrix, train: &[usize], test: &[usize], k: usize) -> Vec<Vec<usize>> {
     let unit: Vec<f32> = e.data.par_chunks(e.columns).flat_map_iter(unit_row).collect();
     let row = |i: usize| &unit[i * e.columns..][..e.columns];
     test.par_iter()
@@ -79,7 +106,7 @@ pub fn nearest_neighbours(e: &Matrix, labels: &[usize], train: &[usize], test: &
             near.select_nth_unstable_by(k - 1, order);
             near.truncate(k);
             near.sort_unstable_by(order);
-            vote(near.iter().map(|(_, i)| labels[*i]))
+            near.into_iter().map(|(_, i)| i).collect()
         })
         .collect()
 }

@@ -22,10 +22,11 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use checkpoint::{Checkpoint, Position};
+pub use checkpoint::{Checkpoint, Position, Sums};
 pub(crate) use finish::column_statistics;
 pub use finish::{embed_tiles, fit_norm, made_by};
 pub use progress::Progress;
+pub(crate) use training::stopping;
 pub use training::{Objective, Outcome, Schedule, stop_on_signals, train};
 
 /// An open run folder.
@@ -154,7 +155,7 @@ impl Run {
     }
 
     /// Appends a line to `metrics.jsonl`.
-    fn log(&self, metrics: &Metrics) -> Result<()> {
+    pub(crate) fn log(&self, metrics: &Metrics) -> Result<()> {
         let path = self.metrics_path();
         let mut line = serde_json::to_string(metrics)?;
         line.push('\n');
@@ -166,14 +167,14 @@ impl Run {
     }
 
     /// Cuts off the metrics that were written after step `step`.
-    fn rewind(&self, step: u64) -> Result<()> {
+    pub(crate) fn rewind(&self, step: u64) -> Result<()> {
         let kept = self.metrics_lines()?.into_iter().filter(|(_, metrics)| metrics.step <= step);
         let text: String = kept.map(|(line, _)| line + "\n").collect();
         Ok(nadir_formats::write_atomic(&self.metrics_path(), text.as_bytes())?)
     }
 
     /// Draws `loss.png`.
-    fn draw(&self) -> Result<()> {
+    pub(crate) fn draw(&self) -> Result<()> {
         let chart = crate::chart::losses(&self.metrics()?);
         Ok(nadir_formats::write_atomic(&self.chart_path(), &chart.png()?)?)
     }

@@ -1,6 +1,8 @@
-//! `trainer data`: releases of MMEarth, looked at, dumped, split and packed.
+//! `trainer data`: releases of MMEarth, looked at, dumped, split and packed; labelled datasets made ready for probes.
 
 mod dump;
+mod eurosat;
+mod geobench;
 mod inspect;
 mod pack;
 mod split;
@@ -13,9 +15,9 @@ use clap::{Args, Subcommand};
 
 use crate::data::mmearth::Release;
 
-/// Look at, dump, split and pack a release of MMEarth
+/// Look at, dump, split and pack a release of MMEarth; make EuroSAT and GEO-Bench ready for probes
 ///
-/// DIR is a release folder as published (data_*.h5 with its three .json files; 1M, 64 and 100k; v000 and v001), or a folder that
+/// For a release of MMEarth, DIR is a release folder as published (data_*.h5 with its three .json files; 1M, 64 and 100k; v000 and v001), or a folder that
 /// `trainer data pack` wrote.
 #[derive(Debug, Args)]
 pub struct Data {
@@ -29,6 +31,8 @@ enum Command {
     Dump(dump::Dump),
     Split(split::Split),
     Pack(pack::Pack),
+    Eurosat(eurosat::Eurosat),
+    Geobench(geobench::Geobench),
 }
 
 impl Data {
@@ -38,6 +42,8 @@ impl Data {
             Command::Dump(command) => command.run(),
             Command::Split(command) => command.run(),
             Command::Pack(command) => command.run(),
+            Command::Eurosat(command) => command.run(),
+            Command::Geobench(command) => command.run(),
         }
     }
 }

@@ -4,8 +4,10 @@ mod data;
 mod distill;
 mod embed;
 mod export;
+mod finetune;
 mod import;
 mod info;
+mod labelled;
 mod pretrain;
 mod probe;
 
@@ -35,6 +37,7 @@ enum Command {
     Distill(distill::Distill),
     Embed(embed::Embed),
     Probe(probe::Probe),
+    Finetune(finetune::Finetune),
     Import(import::Import),
     Export(export::Export),
     Info(info::Info),
@@ -58,6 +61,7 @@ impl Cli {
             Command::Distill(command) => command.run(),
             Command::Embed(command) => command.run().map(|()| End::Done),
             Command::Probe(command) => command.run().map(|()| End::Done),
+            Command::Finetune(command) => command.run(),
             Command::Import(command) => command.run().map(|()| End::Done),
             Command::Export(command) => command.run().map(|()| End::Done),
             Command::Info(command) => command.run().map(|()| End::Done),

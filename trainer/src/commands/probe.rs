@@ -1,18 +1,19 @@
 //! `trainer probe`.
 
+mod compare;
+
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use nadir_formats::{Matrix, read_integers};
 use serde_json::json;
 
+use super::labelled::LabelledArgs;
 use crate::chart;
 use crate::data::names;
+use crate::probe::compare::STRENGTHS;
 use crate::probe::{Confusion, Logistic, Split, Standardiser, nearest_neighbours};
-
-/// The strengths of the penalty to choose among, weakest fit first.
-const STRENGTHS: [f64; 5] = [0.001, 0.01, 0.1, 1.0, 10.0];
 
 /// Measure how well classes can be read from embeddings
 ///
@@ -20,20 +21,24 @@ const STRENGTHS: [f64; 5] = [0.001, 0.01, 0.1, 1.0, 10.0];
 /// cosine similarity (of equal votes the nearest wins), and a logistic regression on standardised embeddings with an L2
 /// penalty, fitted to convergence. Its strength C (as in scikit-learn) is chosen by the accuracy on split 1 where there
 /// is one, among 0.001, 0.01, 0.1, 1 and 10; otherwise it is 1.
+///
+/// With --embeddings one file of them is measured and the classes are listed one by one. With --model any number of models are
+/// compared with each other, with random weights and with band statistics, on several shares of the labels and over seeds;
+/// --probes mmearth adds the linear probe of MMEarth's paper, which is far from converged. docs/probes.md explains all.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  trainer probe --embeddings e.npy --labels labels.npy --split split.npy")]
+#[command(after_help = "Examples:\n  trainer probe --embeddings e.npy --labels labels.npy --split split.npy\n  \
+    trainer probe --model models/zepto-rgb.safetensors --model mine=runs/1/encoder.safetensors \\\n    \
+    --tiles tiles.npy --labels labels.npy --split split.npy --few-shot 1,10,100 --out probes")]
 pub struct Probe {
     /// Embeddings: .npy of f32 [tiles, dimension]
     #[arg(long, value_name = "E.npy")]
-    embeddings: PathBuf,
+    embeddings: Option<PathBuf>,
 
-    /// Labels: .npy of one integer a tile; any distinct integers
-    #[arg(long, value_name = "L.npy")]
-    labels: PathBuf,
+    #[command(flatten)]
+    compare: compare::CompareArgs,
 
-    /// The split: .npy of one integer a tile (0 train, 1 validation, 2 test)
-    #[arg(long, value_name = "S.npy")]
-    split: PathBuf,
+    #[command(flatten)]
+    data: LabelledArgs,
 
     /// Number of neighbours
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
@@ -43,16 +48,12 @@ pub struct Probe {
     #[arg(long, value_parser = super::positive)]
     c: Option<f64>,
 
-    /// Names of the classes, in the order of their labels
-    #[arg(long, value_name = "NAMES")]
-    names: Option<String>,
-
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
 
     /// Write the confusion matrix of the logistic regression as a picture
-    #[arg(long, value_name = "PNG")]
+    #[arg(long, value_name = "PNG", requires = "embeddings")]
     save_plot: Option<PathBuf>,
 }
 
@@ -66,27 +67,24 @@ struct Regression {
 
 impl Probe {
     pub(super) fn run(self) -> Result<()> {
-        let e = Matrix::read(&self.embeddings)?;
-        let path = self.embeddings.display();
-        ensure!(e.data.iter().all(|v| v.is_finite()), "{path}: holds values that are not finite");
-        let raw = read_integers(&self.labels)?;
-        ensure!(raw.len() == e.rows, "{}: has {} labels for {} embeddings", self.labels.display(), raw.len(), e.rows);
-        let codes = read_integers(&self.split)?;
-        ensure!(
-            codes.len() == e.rows,
-            "{}: has {} entries for {} embeddings",
-            self.split.display(),
-            codes.len(),
-            e.rows
-        );
-        let split = Split::new(&codes).with_context(|| self.split.display().to_string())?;
+        let Some(path) = &self.embeddings else {
+            ensure!(!self.compare.models.is_empty(), "give --embeddings, or --model once or more");
+            return self.compare.run(&self.data.read()?, self.k as usize, self.c, self.json);
+        };
+        let e = Matrix::read(path)?;
+        ensure!(e.data.iter().all(|v| v.is_finite()), "{}: holds values that are not finite", path.display());
+        let path = self.data.path("labels", &self.data.labels)?;
+        let raw = read_integers(&path)?;
+        let shown = path.display();
+        ensure!(raw.len() == e.rows, "{shown}: has {} labels for {} embeddings", raw.len(), e.rows);
+        let split = self.data.read_split(e.rows)?;
 
         let mut distinct = raw.clone();
         distinct.sort_unstable();
         distinct.dedup();
-        ensure!(distinct.len() > 1, "{}: all labels are {}", self.labels.display(), distinct[0]);
+        ensure!(distinct.len() > 1, "{shown}: all labels are {}", distinct[0]);
         let labels: Vec<usize> = raw.iter().map(|l| distinct.binary_search(l).unwrap_or(0)).collect();
-        let names = match &self.names {
+        let names = match &self.data.names {
             Some(list) => names("names", list)?,
             None => distinct.iter().map(i64::to_string).collect(),
         };

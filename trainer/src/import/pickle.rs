@@ -13,13 +13,14 @@
 use std::collections::HashMap;
 
 /// Index of a value.
-pub(super) type Id = u32;
+pub(crate) type Id = u32;
 
 /// A value of a pickle.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
-    /// `None`, a byte string or a set: nothing that a state dictionary needs.
+pub(crate) enum Value {
+    /// `None` or a set: nothing that anyone needs.
     Other,
+    Bytes(Vec<u8>),
     Bool(bool),
     Int(i64),
     Float(f64),
@@ -34,6 +35,8 @@ pub(super) enum Value {
     Call {
         function: Id,
         arguments: Id,
+        /// What the object was given as its state.
+        state: Option<Id>,
     },
     /// A reference to something outside of the pickle; in PyTorch's files a storage.
     Persistent(Id),
@@ -41,7 +44,7 @@ pub(super) enum Value {
 
 /// A pickle that has been read.
 #[derive(Debug)]
-pub(super) struct Pickle {
+pub(crate) struct Pickle {
     values: Vec<Value>,
     root: Id,
 }
@@ -95,15 +98,21 @@ impl Pickle {
 
     /// The name of the function of a call, and its arguments.
     pub fn call(&self, id: Id) -> Option<(&str, &[Id])> {
-        let Value::Call { function, arguments } = self.get(id) else { return None };
+        let Value::Call { function, arguments, .. } = self.get(id) else { return None };
         let Value::Global(name) = self.get(*function) else { return None };
         Some((name, self.elements(*arguments)))
+    }
+
+    /// The state that an object was given.
+    pub fn state(&self, id: Id) -> Option<Id> {
+        if let Value::Call { state, .. } = self.get(id) { *state } else { None }
     }
 
     /// What the value is, in a few words.
     pub fn describe(&self, id: Id) -> String {
         match self.get(id) {
             Value::Other => "nothing of use".into(),
+            Value::Bytes(_) => "bytes".into(),
             Value::Bool(_) | Value::Int(_) | Value::Float(_) => "a number".into(),
             Value::Text(_) => "a text".into(),
             Value::Tuple(_) | Value::List(_) => "a list".into(),
@@ -219,7 +228,7 @@ impl<'a> Machine<'a> {
         let bare = matches!(&self.values[arguments as usize], Value::Tuple(ids) if ids.is_empty());
         match name {
             "collections.OrderedDict" if bare => self.push(Value::Dict(Vec::new())),
-            _ => self.push(Value::Call { function, arguments }),
+            _ => self.push(Value::Call { function, arguments, state: None }),
         }
     }
 
@@ -286,8 +295,8 @@ impl<'a> Machine<'a> {
                     b'B' => 4,
                     _ => 8,
                 };
-                self.counted(width)?;
-                self.push(Value::Other)?;
+                let bytes = self.counted(width)?.to_vec();
+                self.push(Value::Bytes(bytes))?;
             }
             b')' => self.push(Value::Tuple(Vec::new()))?,
             0x85..=0x87 => self.pop_tuple(usize::from(operation - 0x84))?,
@@ -351,8 +360,11 @@ impl<'a> Machine<'a> {
             }
             // A state for the object on top.
             b'b' => {
-                self.pop()?;
-                self.top()?;
+                let given = self.pop()?;
+                let top = self.top()? as usize;
+                if let Value::Call { state, .. } = &mut self.values[top] {
+                    *state = Some(given);
+                }
             }
             b'Q' => {
                 let id = self.pop()?;

@@ -204,6 +204,25 @@ pub fn encode(x: &Tensor, params: &Params, architecture: &Architecture, geometry
     chain::chain(x, layers, &tensors)
 }
 
+/// See [`elementary::stem`].
+pub fn stem(x: &Tensor, p: &StemParams, geometry: &Geometry, ln_eps: f32) -> Result<Tensor> {
+    if !fuses(x) {
+        return elementary::stem(x, p, geometry, ln_eps);
+    }
+    let layer = stem::Stem { geometry: geometry.clone(), bands: x.dim(1)?, channels: p.conv_bias.dim(0)?, ln_eps };
+    chain::chain(x, vec![Box::new(layer)], &p.all())
+}
+
+/// See [`elementary::downsample`].
+pub fn downsample(x: &Tensor, p: &DownsampleParams, geometry: &Geometry, stage: usize, ln_eps: f32) -> Result<Tensor> {
+    if !fuses(x) {
+        return elementary::downsample(x, p, geometry, stage, ln_eps);
+    }
+    let (before, after) = (x.dim(1)?, p.bias.dim(0)?);
+    let layer = downsample::Downsample { geometry: geometry.clone(), stage, before, after, ln_eps };
+    chain::chain(x, vec![Box::new(layer)], &p.all())
+}
+
 /// See [`elementary::block`].
 pub fn block(x: &Tensor, p: &BlockParams, grid: &Grid, ln_eps: f32, grn_eps: f32) -> Result<Tensor> {
     if !fuses(x) {

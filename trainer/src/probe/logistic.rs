@@ -121,7 +121,7 @@ impl Logistic {
 }
 
 /// Minimises a smooth convex function; returns the place and its gradient's largest component.
-fn lbfgs(mut at: Vec<f64>, objective: impl Fn(&[f64]) -> (f64, Vec<f64>)) -> (Vec<f64>, f64) {
+pub(super) fn lbfgs(mut at: Vec<f64>, objective: impl Fn(&[f64]) -> (f64, Vec<f64>)) -> (Vec<f64>, f64) {
     let (mut value, mut gradient) = objective(&at);
     let mut pairs: VecDeque<(Vec<f64>, Vec<f64>, f64)> = VecDeque::new();
     for _ in 0..MAX_STEPS {
@@ -186,7 +186,7 @@ fn descent(gradient: &[f64], pairs: &VecDeque<(Vec<f64>, Vec<f64>, f64)>) -> Vec
 }
 
 /// The scalar product over the shorter length, in eight partial sums, which a processor can form at once.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let length = a.len().min(b.len());
     let (a, b) = (a[..length].chunks_exact(8), b[..length].chunks_exact(8));
     let rest: f64 = a.remainder().iter().zip(b.remainder()).map(|(x, y)| x * y).sum();

@@ -27,6 +27,11 @@ pub fn stop_on_signals() -> Result<()> {
     .context("cannot listen to signals")
 }
 
+/// Whether a signal asked for an end.
+pub(crate) fn stopping() -> bool {
+    STOP.load(Ordering::SeqCst)
+}
+
 /// What is trained.
 pub trait Objective {
     /// All trainable parameters.

@@ -1,0 +1,74 @@
+//! Embeddings on a plane: the two principal components, or t-SNE.
+
+use bhtsne::tSNE;
+use nadir_formats::Matrix;
+
+use super::Standardiser;
+
+/// Steps of the power iteration at most.
+const STEPS: usize = 2000;
+/// The accuracy of t-SNE's approximation: usual.
+const THETA: f32 = 0.5;
+
+/// The rows `rows` on their two principal components, each dimension at unit variance before; the component's greatest weight
+/// is positive. Accurate to 1e-5 of the first component's spread, unless a component is as wide as the next.
+pub fn principal_components(e: &Matrix, rows: &[usize]) -> Vec<[f32; 2]> {
+    let (n, d) = (rows.len(), e.columns);
+    let x = Standardiser::fit(e, rows).apply(e, rows);
+    let mut covariance = vec![0.0; d * d];
+    for row in x.chunks_exact(d) {
+        for (i, a) in row.iter().enumerate() {
+            covariance[i * d..][..d].iter_mut().zip(row).for_each(|(c, b)| *c += a * b / n as f64);
+        }
+    }
+    let first = leading(&covariance, d, &[]);
+    let second = leading(&covariance, d, &first);
+    let along = |row: &[f64], axis: &[f64]| row.iter().zip(axis).map(|(a, b)| a * b).sum::<f64>() as f32;
+    x.chunks_exact(d).map(|row| [along(row, &first), along(row, &second)]).collect()
+}
+
+/// The unit vector that a symmetric matrix lengthens most, among those orthogonal to `not`.
+fn leading(matrix: &[f64], d: usize, not: &[f64]) -> Vec<f64> {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+    let unit = |mut v: Vec<f64>| {
+        let along = dot(&v, not);
+        v.iter_mut().zip(not).for_each(|(v, n)| *v -= along * n);
+        let norm = dot(&v, &v).sqrt().max(f64::MIN_POSITIVE);
+        v.iter_mut().for_each(|v| *v /= norm);
+        v
+    };
+    // No direction of note is orthogonal to a start of uneven weights.
+    let mut v = unit((0..d).map(|i| 1.0 + (i as f64 * 0.7).sin() * 0.5).collect());
+    for _ in 0..STEPS {
+        let next = unit(matrix.chunks_exact(d).map(|row| dot(row, &v)).collect());
+        let moved: f64 = next.iter().zip(&v).map(|(a, b)| (a - b).abs()).sum();
+        v = next;
+        if moved < 1e-12 {
+            break;
+        }
+    }
+    let greatest = v.iter().copied().fold(0.0, |m: f64, x| if x.abs() > m.abs() { x } else { m });
+    if greatest < 0.0 {
+        v.iter_mut().for_each(|x| *x = -*x);
+    }
+    v
+}
+
+/// The rows `rows` by t-SNE (Barnes-Hut, cosine distances), started from the principal components, so that equal
+/// embeddings give equal maps. With too few rows for t-SNE's neighbourhoods the principal components themselves.
+pub fn neighbourhoods(e: &Matrix, rows: &[usize]) -> Vec<[f32; 2]> {
+    let start = principal_components(e, rows);
+    let perplexity = 30f32.min((rows.len() as f32 - 1.0) / 3.0 - 1.0);
+    if perplexity < 2.0 {
+        return start;
+    }
+    // Unit rows: their Euclidean distance, a metric, grows with the angle between them.
+    let unit: Vec<Vec<f32>> = rows.iter().map(|row| super::unit_row(e.row(*row)).collect()).collect();
+    let samples: Vec<&[f32]> = unit.iter().map(Vec::as_slice).collect();
+    let spread = (start.iter().map(|p| p[0] * p[0]).sum::<f32>() / start.len() as f32).sqrt().max(1e-12);
+    let small: Vec<f32> = start.iter().flatten().map(|v| v / spread * 1e-4).collect();
+    let distance = |a: &&[f32], b: &&[f32]| a.iter().zip(b.iter()).map(|(x, y)| (x - y) * (x - y)).sum::<f32>().sqrt();
+    let mut tsne: tSNE<f32, &[f32]> = tSNE::new(&samples);
+    tsne.perplexity(perplexity).initial_embedding(small).barnes_hut(THETA, distance);
+    tsne.embedding().chunks_exact(2).map(|p| [p[0], p[1]]).collect()
+}
