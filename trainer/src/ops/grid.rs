@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 use nadir::model::{Architecture, STAGES};
 
+use super::Grn;
 use crate::mask::Mask;
 
 /// The rows of one stage's map. Every sample has the same number of rows.
@@ -114,6 +115,8 @@ pub struct Geometry {
     pub children: [Arc<Vec<u32>>; STAGES - 1],
     /// Which patches are hidden, if any.
     pub mask: Option<Mask>,
+    /// Over what Global Response Normalization takes its norms.
+    pub grn: Grn,
 }
 
 impl Geometry {
@@ -150,6 +153,7 @@ impl Geometry {
             grids,
             children,
             mask: mask.cloned(),
+            grn: Grn::Sample,
         })
     }
 

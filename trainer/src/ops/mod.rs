@@ -21,6 +21,16 @@ use nadir::model::{Architecture, STAGES};
 use crate::params::Params;
 use grid::{Geometry, Grid};
 
+/// Over which positions Global Response Normalization takes a channel's norm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Grn {
+    /// The visible positions of each tile, as the finished encoder does
+    #[default]
+    Sample,
+    /// The visible positions of all tiles of a micro-batch together, as MMEarth's sparse pretraining
+    Batch,
+}
+
 /// The tensors of the initial convolution and the stem.
 #[derive(Clone, Debug)]
 pub struct StemParams {
@@ -179,7 +189,7 @@ pub fn encode(x: &Tensor, params: &Params, architecture: &Architecture, geometry
                 rows = elementary::downsample(&rows, &downsamples[stage - 1], geometry, stage - 1, ln_eps)?;
             }
             for block in of_stage(stage) {
-                rows = elementary::block(&rows, &block, &geometry.grids[stage], ln_eps, grn_eps)?;
+                rows = elementary::block(&rows, &block, &geometry.grids[stage], geometry.grn, ln_eps, grn_eps)?;
             }
         }
         return Ok(rows);
@@ -197,7 +207,7 @@ pub fn encode(x: &Tensor, params: &Params, architecture: &Architecture, geometry
         }
         for params in &blocks[stage] {
             let grid = geometry.grids[stage].clone();
-            layers.push(Box::new(block::Block { grid, channels, ln_eps, grn_eps }));
+            layers.push(Box::new(block::Block { grid, channels, grn: geometry.grn, ln_eps, grn_eps }));
             tensors.extend(params.all());
         }
     }
@@ -205,11 +215,11 @@ pub fn encode(x: &Tensor, params: &Params, architecture: &Architecture, geometry
 }
 
 /// See [`elementary::block`].
-pub fn block(x: &Tensor, p: &BlockParams, grid: &Grid, ln_eps: f32, grn_eps: f32) -> Result<Tensor> {
+pub fn block(x: &Tensor, p: &BlockParams, grid: &Grid, grn: Grn, ln_eps: f32, grn_eps: f32) -> Result<Tensor> {
     if !fuses(x) {
-        return elementary::block(x, p, grid, ln_eps, grn_eps);
+        return elementary::block(x, p, grid, grn, ln_eps, grn_eps);
     }
-    let layer = block::Block { grid: grid.clone(), channels: x.dim(1)?, ln_eps, grn_eps };
+    let layer = block::Block { grid: grid.clone(), channels: x.dim(1)?, grn, ln_eps, grn_eps };
     chain::chain(x, vec![Box::new(layer)], &p.all())
 }
 
