@@ -11,8 +11,8 @@ use nadir_formats::{Tensor as Array, expected_shapes};
 use rand::rngs::StdRng;
 
 use crate::mask::Mask;
-use crate::ops::{self, Grn};
 use crate::ops::grid::{Geometry, Grid};
+use crate::ops::{self, Grn};
 use crate::params::{Init, Params, fresh};
 
 /// The encoder: weights and the shape that they belong to. Cloning shares the weights.

@@ -127,7 +127,8 @@ impl MpMae {
         let encoder = Encoder::init_as(config.init, architecture, bands, rng, device)?;
         let shapes = shapes(architecture, tasks, &config)?;
         let pixel_head = |name: &str| {
-            let of = |task: &Task| name.strip_prefix("pred.").is_some_and(|n| n.strip_suffix(".weight") == Some(&task.name));
+            let of =
+                |task: &Task| name.strip_prefix("pred.").is_some_and(|n| n.strip_suffix(".weight") == Some(&task.name));
             tasks.iter().any(|task| of(task) && task.kind.per_pixel())
         };
         let mut params = Params::from_arrays(&fresh(&shapes, config.init, pixel_head, rng), device)?;
@@ -214,7 +215,14 @@ impl MpMae {
         let map = spread(&projected, &token, grid)?;
         let ln_eps = self.encoder.architecture().ln_eps;
         let full = Grid::full(grid.side, grid.batch);
-        ops::block(&map, &BlockParams::of(&self.params, "decoder.0"), &full, Grn::Sample, ln_eps, self.config.decoder_grn_eps)
+        ops::block(
+            &map,
+            &BlockParams::of(&self.params, "decoder.0"),
+            &full,
+            Grn::Sample,
+            ln_eps,
+            self.config.decoder_grn_eps,
+        )
     }
 
     /// What the heads of whole tiles see, `[batch, decoder_dim]`.

@@ -26,7 +26,7 @@ use serde_json::Value;
 pub use checkpoint::{Checkpoint, Position};
 pub(crate) use finish::column_statistics;
 pub use finish::{embed_tiles, fit_norm, fit_norm_to, made_by};
-pub use progress::Progress;
+pub use progress::{Progress, clock};
 pub use training::{Objective, Outcome, Schedule, measure, stop_on_signals, train};
 
 /// An open run folder.

@@ -1,7 +1,7 @@
 //! `--config FILE.toml`: a command's options from a file, and back.
 //!
 //! A file's keys are the options' long names without the dashes. They are put before those of the command line as if typed
-//! there; an option that stands on the command line too is left out, so the command line wins.
+//! there; an option that stands on the command line too, or excludes one that does, is left out: the command line wins.
 
 use std::any::TypeId;
 use std::ffi::OsString;
@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::Value;
 
@@ -42,6 +43,12 @@ fn option<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
     command.get_arguments().find(|a| a.get_long() == Some(name))
 }
 
+/// Whether the options cannot stand together.
+fn exclusive(command: &Command, a: &Arg, b: &Arg) -> bool {
+    let names = |a: &Arg, b: &Arg| command.get_arg_conflicts_with(a).iter().any(|c| c.get_id() == b.get_id());
+    names(a, b) || names(b, a)
+}
+
 fn is_switch(arg: &Arg) -> bool {
     matches!(arg.get_action(), ArgAction::SetTrue)
 }
@@ -56,6 +63,8 @@ fn read(command: &Command, path: &Path, texts: &[String]) -> Result<Vec<String>>
     let shown = path.display();
     let text = std::fs::read_to_string(path).with_context(|| shown.to_string())?;
     let table: toml::Table = text.parse().with_context(|| shown.to_string())?;
+    let names = texts.iter().filter_map(|a| a.strip_prefix("--"));
+    let typed: Vec<&Arg> = names.filter_map(|a| option(command, a.split('=').next().unwrap_or(a))).collect();
     let mut arguments = Vec::new();
     for (key, value) in table {
         let known = option(command, &key).filter(|arg| !NOT_KEPT.contains(&arg.get_id().as_str()));
@@ -63,14 +72,15 @@ fn read(command: &Command, path: &Path, texts: &[String]) -> Result<Vec<String>>
             bail!("{shown}: {key} is no option of trainer {} that a file may give", command.get_name());
         };
         let flag = format!("--{key}");
-        if texts.iter().any(|a| *a == flag || a.starts_with(&format!("{flag}="))) {
+        if typed.iter().any(|t| t.get_id() == arg.get_id() || exclusive(command, t, arg)) {
             continue;
         }
         let values = match value {
             Value::Array(values) => values.into_iter().map(plain).collect::<Option<Vec<_>>>(),
             value => plain(value).map(|v| vec![v]),
         };
-        let values = values.with_context(|| format!("{shown}: {key} is neither text, number, true or false nor a list"))?;
+        let values =
+            values.with_context(|| format!("{shown}: {key} is neither text, number, true or false nor a list"))?;
         if is_switch(arg) {
             match values[..] {
                 [ref one] if one == "true" => arguments.push(flag),
@@ -102,7 +112,8 @@ fn plain(value: Value) -> Option<String> {
 /// The TOML that stands for all options of a subcommand's `matches`, defaults included.
 pub fn to_toml(command: &Command, matches: &ArgMatches) -> String {
     let name = command.get_name();
-    let mut toml = format!("# Options of trainer {name}; repeat the run by trainer {name} --config FILE --out FOLDER\n");
+    let mut toml =
+        format!("# Options of trainer {name}; repeat the run by trainer {name} --config FILE --out FOLDER\n");
     let mut options: Vec<&Arg> = command.get_arguments().filter(|a| a.get_long().is_some()).collect();
     options.sort_by_key(|a| a.get_long());
     for arg in options {
@@ -112,6 +123,11 @@ pub fn to_toml(command: &Command, matches: &ArgMatches) -> String {
         }
         if is_switch(arg) {
             let _ = writeln!(toml, "{long} = {}", matches.get_flag(id));
+            continue;
+        }
+        // A default of what does not apply would exclude what was typed.
+        let typed = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        if !typed(id) && command.get_arguments().any(|a| typed(a.get_id().as_str()) && exclusive(command, a, arg)) {
             continue;
         }
         let Some(raw) = matches.get_raw(id) else { continue };
@@ -146,6 +162,7 @@ mod tests {
             .arg(option("lr").value_parser(clap::value_parser!(f64)).default_value("0.001"))
             .arg(option("dims").value_delimiter(',').value_parser(clap::value_parser!(u16)))
             .arg(option("target").action(ArgAction::Append))
+            .arg(option("base").conflicts_with("lr"))
             .arg(option("flips").action(ArgAction::SetTrue));
         Command::new("trainer").subcommand(train)
     }
@@ -175,6 +192,11 @@ mod tests {
         let (m, _) = run(file, "--lr=5 --target d --flips=false --out x").unwrap();
         assert_eq!((m.get_one::<f64>("lr"), m.get_flag("flips")), (Some(&5.0), false));
         assert_eq!(m.get_many::<String>("target").unwrap().collect::<Vec<_>>(), ["d"]);
+        let (m, _) = run("lr = 1e-2", "--base 7").unwrap();
+        assert_eq!((m.get_one::<String>("base").unwrap().as_str(), m.get_one::<f64>("lr")), ("7", Some(&0.001)));
+        let (_, toml) = run("", "--base 7").unwrap();
+        assert!(toml.contains("base = \"7\"") && !toml.contains("lr ="), "{toml}");
+        assert_eq!(run(&toml, "").unwrap().1, toml);
         assert_eq!(run("", "").unwrap().0.get_one::<f64>("lr"), Some(&0.001));
     }
 

@@ -14,7 +14,7 @@ use super::{
 use crate::data::{Sampler, Stream, fingerprint, generator};
 use crate::distill::{Distillation, Weights, teacher_embeddings};
 use crate::encoder::Encoder;
-use crate::run::{Run, fit_norm, stop_on_signals, train};
+use crate::run::{fit_norm, stop_on_signals, train};
 
 /// Distil a teacher into a smaller student
 ///
@@ -56,7 +56,7 @@ pub struct Distill {
     teacher_views: u8,
 
     #[command(flatten)]
-    schedule: ScheduleArgs,
+    pub(super) schedule: ScheduleArgs,
 }
 
 impl Distill {
@@ -82,7 +82,7 @@ impl Distill {
             bail!("{reason}");
         }
         let settings = self.settings(&card, &teacher_card, &pixels);
-        let run = Run::open(&self.schedule.out, &settings, self.schedule.resume)?;
+        let run = self.schedule.open(&settings)?;
         if already_finished(&run) {
             return Ok(End::Done);
         }

@@ -155,9 +155,10 @@ impl Layer for Block {
                 let along = responses[0].backward(&dots, w.gamma, &mut shared);
                 halves.iter_mut().for_each(|half| half.along = vec![along.clone()]);
                 let halves = halves.into_par_iter();
-                halves.zip(rest).map(|(half, (at, ((((x_grad, x), g), unit), scale)))| {
-                    second(half, at, x_grad, x, g, unit, scale)
-                }).collect()
+                halves
+                    .zip(rest)
+                    .map(|(half, (at, ((((x_grad, x), g), unit), scale)))| second(half, at, x_grad, x, g, unit, scale))
+                    .collect()
             }
         };
         let mut flat_grad = sum(parts);

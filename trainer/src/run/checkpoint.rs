@@ -83,7 +83,10 @@ impl Checkpoint {
     /// Writes the file whole. Fails if a parameter is not finite, leaving the file as it was.
     pub fn write(&self, path: &Path) -> Result<()> {
         for (name, array) in &self.parameters {
-            ensure!(array.data.iter().all(|v| v.is_finite()), "parameter {name} is no longer finite: lower the learning rate");
+            ensure!(
+                array.data.iter().all(|v| v.is_finite()),
+                "parameter {name} is no longer finite: lower the learning rate"
+            );
         }
         let parts = [(PARAMETERS, &self.parameters), (OPTIMISER, &self.optimiser)];
         let bytes: Vec<(String, &[usize], Vec<u8>)> = parts

@@ -48,9 +48,7 @@ fn embed_each(
     let columns = encoder.architecture().embedding_dimension();
     let mut data = Vec::with_capacity(chosen.len() * columns);
     let mut progress = Progress::new(what, "tiles", 0, chosen.len() as u64);
-    let embed = |chosen: &[usize]| -> Result<Vec<f32>> {
-        Ok(encoder.embed(&read(chosen)?)?.flatten_all()?.to_vec1()?)
-    };
+    let embed = |chosen: &[usize]| -> Result<Vec<f32>> { Ok(encoder.embed(&read(chosen)?)?.flatten_all()?.to_vec1()?) };
     for chosen in chosen.chunks(CHUNK) {
         if encoder.device().is_cpu() {
             let each = chosen.par_chunks(1).map(embed).collect::<Result<Vec<_>>>()?;

@@ -91,7 +91,8 @@ pub fn train(run: &Run, schedule: &Schedule, sampler: &mut Sampler, objective: &
         let lr = learning_rate(step, total, warmup, schedule.lr);
         let Position { interval: of_interval, epoch: of_epoch, .. } = &mut position;
         let stepped = advance(sampler, objective, &mut optimiser, step, lr, |loss, tasks| {
-            [&mut *of_interval, &mut *of_epoch].map(|sums| sums.add(loss, tasks));
+            of_interval.add(loss, tasks);
+            of_epoch.add(loss, tasks);
         });
         let (loss, norm) = stepped.with_context(|| match run.checkpoint_path() {
             path if path.exists() => format!("the last checkpoint is {}", path.display()),
@@ -148,7 +149,9 @@ fn advance(
         let place = |what: String| {
             let tiles: Vec<_> = draws.iter().map(|(tile, _)| objective.tile(*tile)).collect();
             let tiles = tiles.join(", ");
-            anyhow!("{what} at step {step} (epoch {epoch}); lower the learning rate, or look at its tiles: rows {tiles}")
+            anyhow!(
+                "{what} at step {step} (epoch {epoch}); lower the learning rate, or look at its tiles: rows {tiles}"
+            )
         };
         let losses = objective.loss(number, &draws)?;
         let loss: f32 = losses.total.to_scalar()?;
