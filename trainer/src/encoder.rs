@@ -105,8 +105,8 @@ impl Encoder {
                 "tiles are [{bands}, {height}, {width}], the encoder takes [{expected}, {side}, {side}]"
             );
         }
-        if x.dtype() != DType::F32 {
-            candle_core::bail!("tiles are {:?}, the encoder takes F32", x.dtype());
+        if x.dtype() != DType::F32 && !(x.dtype() == DType::BF16 && x.device().is_cuda()) {
+            candle_core::bail!("tiles are {:?}, the encoder takes F32, or BF16 on a GPU", x.dtype());
         }
         let geometry = Geometry { grn, ..Geometry::new(&self.architecture, batch, mask)? };
         let rows = ops::encode(x, &self.params, &self.architecture, &geometry)?;
@@ -121,7 +121,7 @@ impl Encoder {
         let (mut rows, grid) = self.rows(x, mask, Grn::Sample)?;
         let channels = rows.dim(1)?;
         if !grid.is_full() {
-            let zero = Tensor::zeros((1, channels), rows.dtype(), rows.device())?;
+            let zero = Tensor::zeros((1, channels), DType::F32, rows.device())?;
             rows = spread(&rows, &zero, &grid)?;
         }
         rows.reshape((grid.batch, grid.side, grid.side, channels))
@@ -131,7 +131,7 @@ impl Encoder {
     pub fn pooled(&self, x: &Tensor) -> Result<Tensor> {
         let (rows, grid) = self.rows(x, None, Grn::Sample)?;
         let channels = rows.dim(1)?;
-        rows.reshape((grid.batch, grid.rows, channels))?.mean(1)
+        rows.to_dtype(DType::F32)?.reshape((grid.batch, grid.rows, channels))?.mean(1)
     }
 
     /// The embeddings, `[batch, d]`: [`pooled`](Self::pooled) after the LayerNorm `norm`.
@@ -141,9 +141,8 @@ impl Encoder {
     }
 }
 
-/// Puts rows on the full map, `[batch * side * side, channels]`, with the row `fill` `[1, channels]` at positions that
-/// have none.
+/// Puts rows on the full map, `[batch * side * side, channels]`, with the row `fill` `[1, channels]` (f32) at positions
+/// that have none.
 pub(crate) fn spread(rows: &Tensor, fill: &Tensor, grid: &Grid) -> Result<Tensor> {
-    let index = Tensor::from_vec(grid.row_of_position(), grid.batch * grid.side * grid.side, rows.device())?;
-    Tensor::cat(&[rows, fill], 0)?.index_select(&index, 0)
+    ops::pick(rows, grid.row_of_position(), Some(fill))
 }

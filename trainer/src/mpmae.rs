@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use nadir::model::Architecture;
 use rand::rngs::StdRng;
 
@@ -169,8 +169,7 @@ impl MpMae {
         }
         let (rows, grid) = self.encoder.rows(x, Some(mask), self.config.grn)?;
         let decoded = self.decode(&rows, &grid)?;
-        let hidden = hidden_rows(mask, x.device())?;
-        let hidden = decoded.index_select(&hidden, 0)?;
+        let hidden = ops::pick(&decoded, hidden_rows(mask), None)?;
         let mut pooled = None;
         let patch = usize::from(self.encoder.architecture().patch_size);
         let mut total = self.params.get("log_vars").narrow(0, 0, 1)?.affine(0.0, 0.0)?;
@@ -229,17 +228,14 @@ impl MpMae {
     fn pool(&self, decoded: &Tensor, grid: &Grid) -> Result<Tensor> {
         let (weight, bias) = (self.params.get("layer_norm_tmp.weight"), self.params.get("layer_norm_tmp.bias"));
         let y = ops::layer_norm(decoded, weight, bias, self.encoder.architecture().ln_eps)?;
-        y.reshape((grid.batch, grid.side * grid.side, self.config.decoder_dim))?.mean(1)
+        y.to_dtype(DType::F32)?.reshape((grid.batch, grid.side * grid.side, self.config.decoder_dim))?.mean(1)
     }
 }
 
 /// The rows of the full map that belong to hidden patches.
-fn hidden_rows(mask: &Mask, device: &Device) -> Result<Tensor> {
+fn hidden_rows(mask: &Mask) -> Vec<u32> {
     let patches = (mask.side() * mask.side()) as u32;
-    let rows: Vec<u32> =
-        (0..mask.batch()).flat_map(|b| mask.hidden(b).into_iter().map(move |p| b as u32 * patches + p)).collect();
-    let n = rows.len();
-    Tensor::from_vec(rows, n, device)
+    (0..mask.batch()).flat_map(|b| mask.hidden(b).into_iter().map(move |p| b as u32 * patches + p)).collect()
 }
 
 /// Names and shapes of all parameters outside of the encoder.

@@ -42,7 +42,7 @@ struct Weights<'a> {
 }
 
 /// Lengths of the parameters in their flat order.
-fn lengths(d: usize) -> [usize; 10] {
+pub(super) fn lengths(d: usize) -> [usize; 10] {
     [49 * d, d, d, d, 4 * d * d, 4 * d, 4 * d, 4 * d, 4 * d * d, d]
 }
 

@@ -1,10 +1,12 @@
 //! The operations of the encoder and the decoder on maps held as rows.
 //!
-//! On the CPU in f32 they are fused, with gradients of their own; elsewhere they are put together from candle's
-//! operations ([`elementary`]).
+//! On the CPU in f32 and on an NVIDIA GPU in f32 and bf16 they are fused, with gradients of their own; elsewhere they are
+//! put together from candle's operations ([`elementary`]). Parameters are f32 in all of these.
 
 mod block;
 mod chain;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 mod downsample;
 pub mod elementary;
 mod fused;
@@ -15,7 +17,7 @@ mod linear;
 mod losses;
 mod stem;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use nadir::model::{Architecture, STAGES};
 
 use crate::params::Params;
@@ -171,7 +173,11 @@ impl DownsampleParams {
 
 /// Whether the fused operations take `x`.
 fn fuses(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+    match x.device() {
+        Device::Cpu => x.dtype() == DType::F32,
+        Device::Cuda(_) => cfg!(feature = "cuda") && matches!(x.dtype(), DType::F32 | DType::BF16),
+        Device::Metal(_) => false,
+    }
 }
 
 /// The encoder's last map as rows, from tiles `[batch, bands, height, width]`.
@@ -225,6 +231,10 @@ pub fn block(x: &Tensor, p: &BlockParams, grid: &Grid, grn: Grn, ln_eps: f32, gr
 
 /// See [`elementary::linear`].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::linear(x, weight, bias);
+    }
     match fuses(x) {
         true => linear::linear(x, weight, bias),
         false => elementary::linear(x, weight, bias),
@@ -233,6 +243,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 
 /// See [`elementary::layer_norm`].
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::layer_norm(x, weight, bias, eps);
+    }
     match fuses(x) {
         true => linear::layer_norm(x, weight, bias, eps),
         false => elementary::layer_norm(x, weight, bias, eps),
@@ -241,6 +255,10 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
 
 /// See [`elementary::weighted_squares`].
 pub fn weighted_squares(x: &Tensor, truth: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::weighted_squares(x, truth, weights);
+    }
     match fuses(x) {
         true => losses::weighted_squares(x, truth, weights),
         false => elementary::weighted_squares(x, truth, weights),
@@ -251,8 +269,30 @@ pub fn weighted_squares(x: &Tensor, truth: &Tensor, weights: &Tensor) -> Result<
 pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
     let classes = logits.dim(1)?;
     let known = labels.iter().filter(|label| (**label as usize) < classes).count();
+    #[cfg(feature = "cuda")]
+    if logits.device().is_cuda() {
+        return cuda::cross_entropy(logits, labels, known);
+    }
     match fuses(logits) {
         true => losses::cross_entropy(logits, labels.to_vec(), known),
         false => elementary::cross_entropy(logits, labels),
     }
 }
+
+/// Rows of `x` `[n, d]`: row `i` of the output is the `index[i]`-th, or `fill` `[1, d]` (f32) where that is `n`. No row of
+/// `x` may be picked twice; without `fill` all of the index must be below `n`.
+pub fn pick(x: &Tensor, index: Vec<u32>, fill: Option<&Tensor>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::pick(x, index, fill);
+    }
+    let n = index.len();
+    let index = Tensor::from_vec(index, n, x.device())?;
+    match fill {
+        Some(fill) => Tensor::cat(&[x, fill], 0)?.index_select(&index, 0),
+        None => x.index_select(&index, 0),
+    }
+}
+
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::{adamw_moment, adamw_update};
