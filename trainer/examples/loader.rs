@@ -18,7 +18,7 @@ fn main() -> Result<()> {
     let release = Arc::new(Release::open(Path::new(folder))?);
     let options = Options { threads: threads.parse()?, ..Options::of(&release) };
     let loader = Loader::new(release, options)?;
-    let steps = epochs.parse::<usize>()? * loader.steps_per_epoch() as usize;
+    let steps = epochs.parse::<usize>()? * loader.batches_per_epoch() as usize;
     let mut rows = Vec::new();
     let start = Instant::now();
     for batch in loader.prefetch(0)?.take(steps) {

@@ -13,5 +13,5 @@ exec "${TRAINER:-trainer}" distill \
     --tiles "$data/tiles.npy" --split "$data/split.npy" --use 0,1 \
     --name yocto-rgb --student yocto \
     --epochs "${EPOCHS:-24}" --batch 64 --lr 2e-3 --warmup 1 --flips --seed 1 --teacher-views 8 \
-    --data "EuroSAT RGB, train and validation rows of the spatial split" \
+    --data-name "EuroSAT RGB, train and validation rows of the spatial split" \
     --out "$out" "$@"

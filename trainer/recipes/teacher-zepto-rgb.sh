@@ -16,5 +16,5 @@ exec "${TRAINER:-trainer}" pretrain \
     --split "$data/split.npy" --use 0,1 \
     --name zepto-rgb --size zepto --patch 16 \
     --epochs 24 --batch 64 --lr 1e-3 --warmup 1 --decoder-dim 256 --flips --seed 1 \
-    --data "EuroSAT RGB, train and validation rows of the spatial split" \
+    --data-name "EuroSAT RGB, train and validation rows of the spatial split" \
     --out "$out" "$@"

@@ -399,6 +399,7 @@ mod tests {
             step: 1,
             loss,
             tasks: [("tiles".to_owned(), loss / 2.0)].into(),
+            gradient_norm: 1.0,
             lr: 1e-3,
             tiles_per_second: 1.0,
         };

@@ -160,7 +160,7 @@ pub fn input(tiles: &Tiles, bands: &[BandCard], draws: &[(usize, Symmetry)], dev
     Ok(Tensor::from_vec(values, (draws.len(), channels, side, side), device)?)
 }
 
-/// Draws the tiles of each step. A step depends on nothing but the seed and its number, so that a resumed run goes on
+/// Draws the tiles of each batch. A batch depends on nothing but the seed and its number, so that a resumed run goes on
 /// as an uninterrupted one.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -168,36 +168,59 @@ pub struct Sampler {
     batch: usize,
     seed: u64,
     flips: bool,
+    accumulate: usize,
     order: Option<(u64, Vec<usize>)>,
 }
 
 impl Sampler {
-    /// A sampler over `tiles` tiles (at least 1), `batch` a step, under random symmetries if `flips`.
+    /// A sampler over `tiles` tiles (at least 1), `batch` of them a batch, under random symmetries if `flips`.
     pub fn new(tiles: usize, batch: usize, seed: u64, flips: bool) -> Self {
-        Self { tiles, batch: batch.min(tiles), seed, flips, order: None }
+        Self { tiles, batch: batch.min(tiles), seed, flips, accumulate: 1, order: None }
     }
 
-    /// Steps in an epoch; the tiles that do not fill a batch sit out, others each epoch.
+    /// The same with `accumulate` batches a step (at least 1), and a whole number of steps in an epoch.
+    ///
+    /// Fails if there are too few tiles for a step.
+    pub fn in_steps_of(self, accumulate: usize) -> Result<Self> {
+        let (tiles, batch) = (self.tiles, self.batch);
+        ensure!(
+            tiles / batch >= accumulate,
+            "{tiles} tiles are too few for a step of {accumulate} batches of {batch}; see --accumulate and --batch"
+        );
+        Ok(Self { accumulate, ..self })
+    }
+
+    /// Batches in a step.
+    pub fn accumulate(&self) -> u64 {
+        self.accumulate as u64
+    }
+
+    /// Steps in an epoch; the tiles that do not fill a step sit out, others each epoch.
     pub fn steps_per_epoch(&self) -> u64 {
-        (self.tiles / self.batch) as u64
+        (self.tiles / self.batch / self.accumulate) as u64
     }
 
-    /// Tiles in a step.
+    /// Batches in an epoch.
+    pub fn batches_per_epoch(&self) -> u64 {
+        self.steps_per_epoch() * self.accumulate()
+    }
+
+    /// Tiles in a batch.
     pub fn batch(&self) -> usize {
         self.batch
     }
 
-    /// The tiles of step `step` (from 0) with their symmetries.
-    pub fn draw(&mut self, step: u64) -> Vec<(usize, Symmetry)> {
-        let epoch = step / self.steps_per_epoch();
+    /// The tiles of batch `number` (from 0, over all epochs) with their symmetries.
+    pub fn draw(&mut self, number: u64) -> Vec<(usize, Symmetry)> {
+        let epoch = number / self.batches_per_epoch();
         if self.order.as_ref().is_none_or(|(of, _)| *of != epoch) {
             let mut order: Vec<usize> = (0..self.tiles).collect();
             order.shuffle(&mut generator(self.seed, Stream::Order, epoch));
             self.order = Some((epoch, order));
         }
         let order = self.order.as_ref().map_or(&[][..], |(_, order)| order);
-        let start = (step % self.steps_per_epoch()) as usize * self.batch;
-        let mut random = generator(self.seed, Stream::Symmetries, step);
+        let start = (number % self.batches_per_epoch()) as usize * self.batch;
+        let mut random = generator(self.seed, Stream::Symmetries, number);
         let symmetry = |_| if self.flips { (rand::Rng::next_u32(&mut random) >> 29) as Symmetry } else { AS_IS };
         let symmetries = (0..self.batch).map(symmetry).collect::<Vec<_>>();
         order[start..start + self.batch].iter().copied().zip(symmetries).collect()
@@ -318,5 +341,11 @@ mod tests {
         assert_ne!(run[0], run[2]);
         assert_ne!(Sampler::new(10, 4, 8, true).draw(0), run[0]);
         assert!(Sampler::new(10, 4, 7, false).draw(0).iter().all(|d| d.1 == AS_IS));
+        // Three batches of 3 fit into 10 tiles, but only one step of two; the third batch starts the next epoch.
+        let mut pairs = Sampler::new(10, 3, 7, false).in_steps_of(2).unwrap();
+        assert_eq!((pairs.steps_per_epoch(), pairs.batches_per_epoch()), (1, 2));
+        assert_eq!(pairs.draw(2), Sampler::new(10, 3, 7, false).draw(3));
+        let few = Sampler::new(10, 3, 7, false).in_steps_of(4).unwrap_err().to_string();
+        assert!(few.contains("10 tiles are too few for a step of 4 batches of 3"), "{few}");
     }
 }

@@ -1,7 +1,7 @@
 //! The ConvNeXt V2 encoder with MMEarth's stem.
 //!
-//! Global Response Normalization takes its norms per sample, over the visible positions alone, in pretraining as in use.
-//! MMEarth's sparse pretraining takes them over all samples of a batch, which makes samples depend on each other.
+//! Global Response Normalization takes its norms per sample, over the visible positions alone, in use always and in
+//! pretraining unless [`Grn::Batch`](crate::ops::Grn) is asked for.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,9 @@ use nadir_formats::{Tensor as Array, expected_shapes};
 use rand::rngs::StdRng;
 
 use crate::mask::Mask;
-use crate::ops;
 use crate::ops::grid::{Geometry, Grid};
-use crate::params::{Params, fresh};
+use crate::ops::{self, Grn};
+use crate::params::{Init, Params, fresh};
 
 /// The encoder: weights and the shape that they belong to. Cloning shares the weights.
 #[derive(Clone, Debug)]
@@ -25,10 +25,25 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// A fresh encoder for `bands` input bands: weights from a normal distribution of standard deviation 0.02 cut at
-    /// two deviations, biases and Global Response Normalization at 0, LayerNorm at 1 and 0.
+    /// A fresh encoder for `bands` input bands: weights as [`Init::Small`], biases and Global Response Normalization
+    /// at 0, LayerNorm at 1 and 0.
     pub fn init(architecture: &Architecture, bands: usize, rng: &mut StdRng, device: &Device) -> Result<Self> {
-        let arrays = fresh(&expected_shapes(architecture, bands), rng);
+        Self::init_as(Init::Small, architecture, bands, rng, device)
+    }
+
+    /// A fresh encoder with weights as `init` says.
+    pub fn init_as(
+        init: Init,
+        architecture: &Architecture,
+        bands: usize,
+        rng: &mut StdRng,
+        device: &Device,
+    ) -> Result<Self> {
+        const PREFIX: &str = "encoder.";
+        let shapes = expected_shapes(architecture, bands);
+        let shapes = shapes.into_iter().map(|(name, shape)| (format!("{PREFIX}{name}"), shape)).collect();
+        let arrays = fresh(&shapes, init, |_| false, rng);
+        let arrays = arrays.into_iter().map(|(name, array)| (name[PREFIX.len()..].to_owned(), array)).collect();
         Self::from_tensors(architecture, bands, &arrays, device)
     }
 
@@ -93,7 +108,7 @@ impl Encoder {
     }
 
     /// The last stage's map as rows, `[batch * rows, d]`, and where the rows lie.
-    pub(crate) fn rows(&self, x: &Tensor, mask: Option<&Mask>) -> Result<(Tensor, Grid)> {
+    pub(crate) fn rows(&self, x: &Tensor, mask: Option<&Mask>, grn: Grn) -> Result<(Tensor, Grid)> {
         let (batch, bands, height, width) = x.dims4()?;
         let side = usize::from(self.architecture.tile_size);
         if (bands, height, width) != (self.bands, side, side) {
@@ -102,10 +117,10 @@ impl Encoder {
                 "tiles are [{bands}, {height}, {width}], the encoder takes [{expected}, {side}, {side}]"
             );
         }
-        if x.dtype() != DType::F32 {
-            candle_core::bail!("tiles are {:?}, the encoder takes F32", x.dtype());
+        if x.dtype() != DType::F32 && !(x.dtype() == DType::BF16 && x.device().is_cuda()) {
+            candle_core::bail!("tiles are {:?}, the encoder takes F32, or BF16 on a GPU", x.dtype());
         }
-        let geometry = Geometry::new(&self.architecture, batch, mask)?;
+        let geometry = Geometry { grn, ..Geometry::new(&self.architecture, batch, mask)? };
         let rows = ops::encode(x, &self.params, &self.architecture, &geometry)?;
         let [.., last] = geometry.grids;
         Ok((rows, last))
@@ -115,10 +130,10 @@ impl Encoder {
     ///
     /// With a mask, hidden patches take no part and their positions come out as zeros.
     pub fn features(&self, x: &Tensor, mask: Option<&Mask>) -> Result<Tensor> {
-        let (mut rows, grid) = self.rows(x, mask)?;
+        let (mut rows, grid) = self.rows(x, mask, Grn::Sample)?;
         let channels = rows.dim(1)?;
         if !grid.is_full() {
-            let zero = Tensor::zeros((1, channels), rows.dtype(), rows.device())?;
+            let zero = Tensor::zeros((1, channels), DType::F32, rows.device())?;
             rows = spread(&rows, &zero, &grid)?;
         }
         rows.reshape((grid.batch, grid.side, grid.side, channels))
@@ -126,9 +141,9 @@ impl Encoder {
 
     /// The mean over the last stage's map, `[batch, d]`.
     pub fn pooled(&self, x: &Tensor) -> Result<Tensor> {
-        let (rows, grid) = self.rows(x, None)?;
+        let (rows, grid) = self.rows(x, None, Grn::Sample)?;
         let channels = rows.dim(1)?;
-        rows.reshape((grid.batch, grid.rows, channels))?.mean(1)
+        rows.to_dtype(DType::F32)?.reshape((grid.batch, grid.rows, channels))?.mean(1)
     }
 
     /// The embeddings, `[batch, d]`: [`pooled`](Self::pooled) after the LayerNorm `norm`.
@@ -138,9 +153,8 @@ impl Encoder {
     }
 }
 
-/// Puts rows on the full map, `[batch * side * side, channels]`, with the row `fill` `[1, channels]` at positions that
-/// have none.
+/// Puts rows on the full map, `[batch * side * side, channels]`, with the row `fill` `[1, channels]` (f32) at positions
+/// that have none.
 pub(crate) fn spread(rows: &Tensor, fill: &Tensor, grid: &Grid) -> Result<Tensor> {
-    let index = Tensor::from_vec(grid.row_of_position(), grid.batch * grid.side * grid.side, rows.device())?;
-    Tensor::cat(&[rows, fill], 0)?.index_select(&index, 0)
+    ops::pick(rows, grid.row_of_position(), Some(fill))
 }

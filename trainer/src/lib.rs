@@ -8,6 +8,7 @@
 //! | [`mpmae`] | the encoder with MP-MAE's decoder, heads and losses |
 //! | [`optim`] | AdamW and the learning rate |
 //! | [`ops`] | fused operations with their gradients |
+//! | [`parallel`] | several processes that train one model |
 //! | [`data`], [`run`], [`chart`] | tiles and tables, the run folder, the loss curve |
 //! | [`import`], [`export`] | checkpoints from elsewhere; ONNX and PyTorch files |
 //! | [`finetune`] | encoders trained on with labels: heads, the UNet, MMEarth's recipes |
@@ -26,6 +27,7 @@ pub mod mask;
 pub mod mpmae;
 pub mod ops;
 pub mod optim;
+pub mod parallel;
 pub mod params;
 pub mod probe;
 pub mod run;

@@ -25,7 +25,7 @@ const IGNORED: u32 = u32::MAX;
 impl Truth {
     /// Brings `target` into the order of the predictions: for pixel tasks one row per hidden patch, ordered by (row in
     /// the patch, column in the patch, channel).
-    pub fn new(task: &Task, target: &Target, mask: &Mask, patch: usize) -> Result<Self> {
+    pub fn new(task: &Task, target: &Target, mask: &Mask, patch: usize, device: &Device) -> Result<Self> {
         let side = mask.side() * patch;
         let expected: &[usize] = match task.kind {
             TaskKind::PixelRegression { channels, .. } => &[mask.batch(), channels, side, side],
@@ -42,7 +42,6 @@ impl Truth {
             let kind = if regression { "values" } else { "classes" };
             candle_core::bail!("task {}: target {:?}, expected {kind} {expected:?}", task.name, tensor.dims());
         }
-        let device = tensor.device();
         let flat = tensor.flatten_all()?;
         match task.kind {
             TaskKind::PixelRegression { channels, normalise_patches } => {

@@ -2,14 +2,13 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use nadir_trainer::commands::{Cli, End};
 
 /// Exit code after an interruption, as shells use it.
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    match Cli::parse().run() {
+    match Cli::read(std::env::args_os().collect()).and_then(Cli::run) {
         Ok(End::Done) => ExitCode::SUCCESS,
         Ok(End::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use nadir::model::Architecture;
 use rand::rngs::StdRng;
 
@@ -10,8 +10,8 @@ use crate::encoder::{Encoder, spread};
 use crate::loss::Truth;
 use crate::mask::Mask;
 use crate::ops::grid::Grid;
-use crate::ops::{self, BlockParams};
-use crate::params::{Params, fresh};
+use crate::ops::{self, BlockParams, Grn};
+use crate::params::{Init, Params, fresh};
 
 /// One thing that is predicted.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,7 +49,14 @@ pub enum TaskKind {
     },
 }
 
-/// The truth for one task over a batch.
+impl TaskKind {
+    /// Whether there is a prediction a pixel rather than a tile.
+    pub fn per_pixel(self) -> bool {
+        matches!(self, Self::PixelRegression { .. } | Self::PixelClassification { .. })
+    }
+}
+
+/// The truth for one task over a batch. The tensor may lie on the host, wherever the model computes.
 #[derive(Clone, Debug)]
 pub enum Target {
     /// f32, `[batch, channels, height, width]` or `[batch, width]`; NaN is missing and ignored.
@@ -69,11 +76,23 @@ pub struct MpMaeConfig {
     pub uncertainty: bool,
     /// Epsilon of the decoder's Global Response Normalization (1e-4 in MMEarth).
     pub decoder_grn_eps: f32,
+    /// Over what the encoder's Global Response Normalization takes its norms (the batch in MMEarth). The decoder's are
+    /// always per sample.
+    pub grn: Grn,
+    /// How weights are drawn at the start.
+    pub init: Init,
 }
 
 impl Default for MpMaeConfig {
     fn default() -> Self {
-        Self { decoder_dim: 512, mask_ratio: 0.6, uncertainty: true, decoder_grn_eps: 1e-4 }
+        Self {
+            decoder_dim: 512,
+            mask_ratio: 0.6,
+            uncertainty: true,
+            decoder_grn_eps: 1e-4,
+            grn: Grn::Sample,
+            init: Init::Small,
+        }
     }
 }
 
@@ -105,9 +124,14 @@ impl MpMae {
         rng: &mut StdRng,
         device: &Device,
     ) -> Result<Self> {
-        let encoder = Encoder::init(architecture, bands, rng, device)?;
+        let encoder = Encoder::init_as(config.init, architecture, bands, rng, device)?;
         let shapes = shapes(architecture, tasks, &config)?;
-        let mut params = Params::from_arrays(&fresh(&shapes, rng), device)?;
+        let pixel_head = |name: &str| {
+            let of =
+                |task: &Task| name.strip_prefix("pred.").is_some_and(|n| n.strip_suffix(".weight") == Some(&task.name));
+            tasks.iter().any(|task| of(task) && task.kind.per_pixel())
+        };
+        let mut params = Params::from_arrays(&fresh(&shapes, config.init, pixel_head, rng), device)?;
         params.extend("encoder.", encoder.params(), |name| !name.starts_with("norm."));
         Ok(Self { encoder, tasks: tasks.to_vec(), config, params })
     }
@@ -143,10 +167,9 @@ impl MpMae {
         if targets.len() != self.tasks.len() {
             candle_core::bail!("{} targets for {} tasks", targets.len(), self.tasks.len());
         }
-        let (rows, grid) = self.encoder.rows(x, Some(mask))?;
+        let (rows, grid) = self.encoder.rows(x, Some(mask), self.config.grn)?;
         let decoded = self.decode(&rows, &grid)?;
-        let hidden = hidden_rows(mask, x.device())?;
-        let hidden = decoded.index_select(&hidden, 0)?;
+        let hidden = ops::pick(&decoded, hidden_rows(mask), None)?;
         let mut pooled = None;
         let patch = usize::from(self.encoder.architecture().patch_size);
         let mut total = self.params.get("log_vars").narrow(0, 0, 1)?.affine(0.0, 0.0)?;
@@ -156,16 +179,14 @@ impl MpMae {
                 let get = |part: &str| self.params.get(&format!("pred.{}.{part}", task.name));
                 ops::linear(x, get("weight"), get("bias"))
             };
-            if matches!(task.kind, TaskKind::ImageRegression { .. } | TaskKind::ImageClassification { .. })
-                && pooled.is_none()
-            {
+            if !task.kind.per_pixel() && pooled.is_none() {
                 pooled = Some(self.pool(&decoded, &grid)?);
             }
-            let from = match (task.kind, &pooled) {
-                (TaskKind::ImageRegression { .. } | TaskKind::ImageClassification { .. }, Some(pooled)) => pooled,
+            let from = match &pooled {
+                Some(pooled) if !task.kind.per_pixel() => pooled,
                 _ => &hidden,
             };
-            let truth = Truth::new(task, target, mask, patch)?;
+            let truth = Truth::new(task, target, mask, patch, x.device())?;
             let loss = truth.loss(|| head(from))?;
             let value = match &loss {
                 Some(loss) => loss.to_scalar::<f32>()?,
@@ -193,24 +214,28 @@ impl MpMae {
         let map = spread(&projected, &token, grid)?;
         let ln_eps = self.encoder.architecture().ln_eps;
         let full = Grid::full(grid.side, grid.batch);
-        ops::block(&map, &BlockParams::of(&self.params, "decoder.0"), &full, ln_eps, self.config.decoder_grn_eps)
+        ops::block(
+            &map,
+            &BlockParams::of(&self.params, "decoder.0"),
+            &full,
+            Grn::Sample,
+            ln_eps,
+            self.config.decoder_grn_eps,
+        )
     }
 
     /// What the heads of whole tiles see, `[batch, decoder_dim]`.
     fn pool(&self, decoded: &Tensor, grid: &Grid) -> Result<Tensor> {
         let (weight, bias) = (self.params.get("layer_norm_tmp.weight"), self.params.get("layer_norm_tmp.bias"));
         let y = ops::layer_norm(decoded, weight, bias, self.encoder.architecture().ln_eps)?;
-        y.reshape((grid.batch, grid.side * grid.side, self.config.decoder_dim))?.mean(1)
+        y.to_dtype(DType::F32)?.reshape((grid.batch, grid.side * grid.side, self.config.decoder_dim))?.mean(1)
     }
 }
 
 /// The rows of the full map that belong to hidden patches.
-fn hidden_rows(mask: &Mask, device: &Device) -> Result<Tensor> {
+fn hidden_rows(mask: &Mask) -> Vec<u32> {
     let patches = (mask.side() * mask.side()) as u32;
-    let rows: Vec<u32> =
-        (0..mask.batch()).flat_map(|b| mask.hidden(b).into_iter().map(move |p| b as u32 * patches + p)).collect();
-    let n = rows.len();
-    Tensor::from_vec(rows, n, device)
+    (0..mask.batch()).flat_map(|b| mask.hidden(b).into_iter().map(move |p| b as u32 * patches + p)).collect()
 }
 
 /// Names and shapes of all parameters outside of the encoder.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var};
 use nadir_formats::Tensor as Array;
@@ -156,16 +158,9 @@ impl Slot {
         let lr = lr * self.group.scale;
         let keep = if self.group.decays { 1.0 - lr * c.weight_decay } else { 1.0 };
         let (rate, root) = (lr / (1.0 - c.beta1.powf(t)), (1.0 - c.beta2.powf(t)).sqrt());
-        if self.var.device().is_cpu() {
-            self.mean.inplace_op2(gradient, &Blend { keep: c.beta1, square: false })?;
-            self.square.inplace_op2(gradient, &Blend { keep: c.beta2, square: true })?;
-            self.var.inplace_op3(&self.mean, &self.square, &Update { keep, rate, root, eps: c.eps })
-        } else {
-            self.mean = ((&self.mean * c.beta1)? + (gradient * (1.0 - c.beta1))?)?;
-            self.square = ((&self.square * c.beta2)? + (gradient.sqr()? * (1.0 - c.beta2))?)?;
-            let denominator = ((self.square.sqrt()? / root)? + c.eps)?;
-            self.var.set(&((self.var.as_tensor() * keep)? - ((&self.mean / denominator)? * rate)?)?)
-        }
+        self.mean.inplace_op2(gradient, &Blend { keep: c.beta1, square: false })?;
+        self.square.inplace_op2(gradient, &Blend { keep: c.beta2, square: true })?;
+        self.var.inplace_op3(&self.mean, &self.square, &Update { keep, rate, root, eps: c.eps })
     }
 }
 
@@ -208,6 +203,11 @@ impl InplaceOp2 for Blend {
         });
         Ok(())
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, m: &mut CudaStorage, ml: &Layout, g: &CudaStorage, gl: &Layout) -> Result<()> {
+        crate::ops::adamw_moment((m, ml), (g, gl), self.keep, self.square)
+    }
 }
 
 /// A parameter becomes `keep` times itself less `rate` times mean over (root of square / `root` + `eps`).
@@ -243,19 +243,19 @@ impl InplaceOp3 for Update {
         );
         Ok(())
     }
-}
 
-/// Adds the gradients `more` of `params` to those in `sum`.
-pub fn accumulate(params: &Params, sum: &mut GradStore, more: &GradStore) -> Result<()> {
-    for (_, var) in params.vars() {
-        let Some(gradient) = more.get(var.as_tensor()) else { continue };
-        let total = match sum.get(var.as_tensor()) {
-            Some(before) => (before + gradient)?,
-            None => gradient.clone(),
-        };
-        sum.insert(var.as_tensor(), total);
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        p: &mut CudaStorage,
+        pl: &Layout,
+        m: &CudaStorage,
+        ml: &Layout,
+        s: &CudaStorage,
+        sl: &Layout,
+    ) -> Result<()> {
+        crate::ops::adamw_update([(p, pl), (m, ml), (s, sl)], [self.keep, self.rate, 1.0 / self.root, self.eps])
     }
-    Ok(())
 }
 
 /// The learning rate of step `step` (from 0) out of `total`: linear from 0 over `warmup` steps, then half a cosine from

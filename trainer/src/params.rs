@@ -106,29 +106,67 @@ impl Params {
     }
 }
 
+/// How weights are drawn at the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Init {
+    /// Standard deviation 0.02 everywhere, cut at two deviations: ConvNeXt V2's dense models
+    #[default]
+    Small,
+    /// As MMEarth's pretraining: depthwise kernels and the encoder's pointwise layers 1, full convolutions 0.02; cut at 2
+    Mmearth,
+}
+
+impl Init {
+    /// One weight of the tensor `name` with `shape`. `pixel_head` says whether it is the head of a task of pixels.
+    fn draw(self, name: &str, shape: &[usize], pixel_head: bool, rng: &mut StdRng) -> f32 {
+        if self == Self::Small {
+            return 0.02 * truncated_normal(rng);
+        }
+        let depthwise = shape.len() == 4 && shape[1] == 1 && name != "mask_token";
+        let pointwise = name.starts_with("encoder.") && shape.len() == 2;
+        // The decoder's own linear layers are dense ones, with 0.02; `proj` and the heads of pixels are convolutions.
+        match depthwise || pointwise || pixel_head || name == "proj.weight" {
+            true => truncated_normal(rng),
+            // A cut at 2 is a hundred deviations away.
+            false => 0.02 * normal(rng),
+        }
+    }
+}
+
 /// Initial values for tensors by name and shape: LayerNorm scales (1-D weights) 1; biases, Global Response Normalization
-/// and log variances 0; all else from a normal distribution of standard deviation 0.02 cut at two deviations.
-pub(crate) fn fresh(shapes: &BTreeMap<String, Vec<usize>>, rng: &mut StdRng) -> BTreeMap<String, Array> {
+/// and log variances 0; all else as `init` says. The encoder's names begin with `encoder.`; `pixel_head` tells which
+/// are heads of tasks of pixels.
+pub(crate) fn fresh(
+    shapes: &BTreeMap<String, Vec<usize>>,
+    init: Init,
+    pixel_head: impl Fn(&str) -> bool,
+    rng: &mut StdRng,
+) -> BTreeMap<String, Array> {
     let mut values = |name: &str, shape: &[usize]| {
         let n = shape.iter().product();
         let zero = [".bias", ".gamma", ".beta", "log_vars"].iter().any(|end| name.ends_with(end));
         match (zero, shape.len()) {
             (true, _) => vec![0.0; n],
             (false, 1) => vec![1.0; n],
-            (false, _) => (0..n).map(|_| 0.02 * truncated_normal(rng)).collect(),
+            (false, _) => (0..n).map(|_| init.draw(name, shape, pixel_head(name), rng)).collect(),
         }
     };
     shapes.iter().map(|(name, s)| (name.clone(), Array { shape: s.clone(), data: values(name, s) })).collect()
 }
 
+/// A standard normal number, by Box and Muller.
+fn normal(rng: &mut StdRng) -> f32 {
+    let (u, v): (f64, f64) = (rng.random(), rng.random());
+    // 1 - u is never 0.
+    ((-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+}
+
 /// A standard normal number, drawn again until it is within two deviations.
 fn truncated_normal(rng: &mut StdRng) -> f32 {
     loop {
-        // Box and Muller; 1 - u is never 0.
-        let (u, v): (f64, f64) = (rng.random(), rng.random());
-        let z = (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos();
+        let z = normal(rng);
         if z.abs() <= 2.0 {
-            return z as f32;
+            return z;
         }
     }
 }

@@ -3,14 +3,16 @@
 //! | file | what |
 //! | --- | --- |
 //! | `config.json` | all settings, written first |
+//! | `run.toml` | the command's options, for `--config` |
 //! | `metrics.jsonl` | one JSON object per logged interval (`"kind":"interval"`) and per epoch (`"kind":"epoch"`) |
 //! | `loss.png` | the loss curves, drawn anew each epoch |
-//! | `checkpoint.safetensors` | parameters, optimiser state and position; replaced whole, each epoch and on interruption |
+//! | `checkpoint.safetensors` | parameters, optimiser state and position; replaced whole, each epoch, every some minutes and on interruption |
 //! | `teacher.npy` | of a distillation: the teacher's embeddings of the tiles in use |
 //! | `encoder.safetensors` | the finished encoder with its model card |
 
 mod checkpoint;
 mod finish;
+mod gradients;
 mod progress;
 mod training;
 
@@ -24,10 +26,11 @@ use serde_json::Value;
 
 pub use checkpoint::{Checkpoint, Position, Sums};
 pub(crate) use finish::column_statistics;
-pub use finish::{embed_tiles, fit_norm, made_by};
-pub use progress::Progress;
+pub use finish::{embed_tiles, fit_norm, fit_norm_to, made_by};
+pub(crate) use gradients::Gradients;
+pub use progress::{Progress, clock};
 pub(crate) use training::stopping;
-pub use training::{Objective, Outcome, Schedule, stop_on_signals, train};
+pub use training::{Objective, Outcome, Schedule, measure, stop_on_signals, train};
 
 /// An open run folder.
 #[derive(Debug)]
@@ -48,6 +51,8 @@ pub struct Metrics {
     pub loss: f64,
     /// Mean loss of every task, before weighting.
     pub tasks: BTreeMap<String, f64>,
+    /// Mean norm of the steps' gradients, over all parameters.
+    pub gradient_norm: f64,
     /// Learning rate of the last step.
     pub lr: f64,
     /// Tiles trained on per second of wall time, over the span or the part of it since the start or resume.
@@ -79,6 +84,7 @@ impl Run {
             if let Some(difference) = difference(&before, &serde_json::to_value(config)?) {
                 bail!("{shown}: cannot resume with other settings: {difference}");
             }
+            run.remove_parts()?;
             return Ok(run);
         }
         std::fs::create_dir_all(folder).with_context(|| shown.to_string())?;
@@ -88,6 +94,23 @@ impl Run {
         text.push('\n');
         nadir_formats::write_atomic(&path, text.as_bytes())?;
         Ok(run)
+    }
+
+    /// Removes what a killed run was writing.
+    fn remove_parts(&self) -> Result<()> {
+        let shown = || self.folder.display().to_string();
+        for entry in std::fs::read_dir(&self.folder).with_context(shown)? {
+            let path = entry.with_context(shown)?.path();
+            if path.extension().is_some_and(|e| e == "part") {
+                std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `run.toml`, the options with which the command repeats the run.
+    pub fn write_options(&self, toml: &str) -> Result<()> {
+        Ok(nadir_formats::write_atomic(&self.folder.join("run.toml"), toml.as_bytes())?)
     }
 
     /// Opens a run only to look at it.
@@ -220,6 +243,7 @@ mod tests {
                 step,
                 loss: 1.0 / 3.0,
                 tasks: BTreeMap::from([("tiles".into(), 0.1)]),
+                gradient_norm: 0.2,
                 lr: 1e-3,
                 tiles_per_second: 70.0,
             })

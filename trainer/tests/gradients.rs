@@ -7,7 +7,7 @@ use nadir::model::{Architecture, StemPadding};
 use nadir_trainer::encoder::Encoder;
 use nadir_trainer::mask::Mask;
 use nadir_trainer::ops::grid::{Geometry, Grid};
-use nadir_trainer::ops::{self, BlockParams, elementary};
+use nadir_trainer::ops::{self, BlockParams, Grn, elementary};
 use nadir_trainer::params::Params;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -74,7 +74,7 @@ fn block_values(d: usize, rows: usize, rng: &mut StdRng) -> Vec<Tensor> {
     shapes.iter().map(|shape| random(shape, rng)).collect()
 }
 
-fn block(t: &[Tensor], grid: &Grid) -> Result<Tensor> {
+fn block(t: &[Tensor], grid: &Grid, grn: Grn) -> Result<Tensor> {
     let p = |i: usize| t[i].clone();
     let params = BlockParams {
         dw_weight: p(1),
@@ -88,7 +88,7 @@ fn block(t: &[Tensor], grid: &Grid) -> Result<Tensor> {
         pw2_weight: p(9),
         pw2_bias: p(10),
     };
-    ops::block(&t[0], &params, grid, 1e-6, 1e-6)
+    ops::block(&t[0], &params, grid, grn, 1e-6, 1e-6)
 }
 
 #[test]
@@ -98,12 +98,16 @@ fn blocks() {
     for (side, d) in [(5, 3), (9, 8), (4, 24), (3, 70)] {
         let grid = Grid::full(side, 3);
         let values = block_values(d, 3 * side * side, &mut rng);
-        compare(&format!("full block {side}x{side}x{d}"), &values, 0, |t| block(t, &grid));
+        for grn in [Grn::Sample, Grn::Batch] {
+            compare(&format!("full block {side}x{side}x{d}, {grn:?}"), &values, 0, |t| block(t, &grid, grn));
+        }
     }
     for cells in [1, 2, 4] {
         let grid = Grid::masked(&Mask::random(5, 3, 0.6, &mut rng), cells);
         let values = block_values(12, 5 * grid.rows, &mut rng);
-        compare(&format!("masked block, {cells} cells"), &values, 0, |t| block(t, &grid));
+        for grn in [Grn::Sample, Grn::Batch] {
+            compare(&format!("masked block, {cells} cells, {grn:?}"), &values, 0, |t| block(t, &grid, grn));
+        }
     }
 }
 
@@ -147,7 +151,8 @@ fn encoders() {
         let arch = Architecture { tile_size, patch_size, stem_padding, ..small };
         let side = usize::from(tile_size) / usize::from(patch_size);
         let mask = masked.then(|| Mask::random(2, side, 0.5, &mut rng));
-        let geometry = Geometry::new(&arch, 2, mask.as_ref()).unwrap();
+        let grn = if masked { Grn::Batch } else { Grn::Sample };
+        let geometry = Geometry { grn, ..Geometry::new(&arch, 2, mask.as_ref()).unwrap() };
         let names: Vec<String> = Encoder::init(&arch, 3, &mut rng, &Device::Cpu)
             .unwrap()
             .params()
@@ -173,24 +178,26 @@ fn elementary_gradients_are_those_of_differences() {
     let grid = Grid::full(3, 2);
     let values: Vec<Tensor> = block_values(3, 18, &mut rng).iter().map(|v| v.to_dtype(DType::F64).unwrap()).collect();
     let vars: Vec<Var> = values.iter().map(|v| Var::from_tensor(v).unwrap()).collect();
-    let f = || {
-        let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-        score(&block(&tensors, &grid).unwrap()).unwrap()
-    };
-    let gradients = f().backward().unwrap();
-    for (var, value) in vars.iter().zip(&values) {
-        let exact = as_f64(gradients.get(var).unwrap());
-        let flat = as_f64(value);
-        for at in (0..flat.len()).step_by(1 + flat.len() / 6) {
-            let shifted = |by: f64| {
-                let mut moved = flat.clone();
-                moved[at] += by;
-                var.set(&Tensor::from_vec(moved, value.shape(), &Device::Cpu).unwrap()).unwrap();
-                f().to_scalar::<f64>().unwrap()
-            };
-            let slope = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
-            var.set(value).unwrap();
-            assert!((slope - exact[at]).abs() <= 1e-6 * (1.0 + slope.abs()), "{slope} and {}", exact[at]);
+    for grn in [Grn::Sample, Grn::Batch] {
+        let f = || {
+            let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+            score(&block(&tensors, &grid, grn).unwrap()).unwrap()
+        };
+        let gradients = f().backward().unwrap();
+        for (var, value) in vars.iter().zip(&values) {
+            let exact = as_f64(gradients.get(var).unwrap());
+            let flat = as_f64(value);
+            for at in (0..flat.len()).step_by(1 + flat.len() / 6) {
+                let shifted = |by: f64| {
+                    let mut moved = flat.clone();
+                    moved[at] += by;
+                    var.set(&Tensor::from_vec(moved, value.shape(), &Device::Cpu).unwrap()).unwrap();
+                    f().to_scalar::<f64>().unwrap()
+                };
+                let slope = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
+                var.set(value).unwrap();
+                assert!((slope - exact[at]).abs() <= 1e-6 * (1.0 + slope.abs()), "{slope} and {}", exact[at]);
+            }
         }
     }
     let zeros = Var::from_tensor(&Tensor::zeros((4, 3), DType::F32, &Device::Cpu).unwrap()).unwrap();
@@ -209,5 +216,7 @@ fn zero_norms_have_finite_gradients() {
     for i in [5, 6] {
         values[i] = values[i].zeros_like().unwrap();
     }
-    compare("block with zero norms", &values, 5, |t| block(t, &grid));
+    for grn in [Grn::Sample, Grn::Batch] {
+        compare("block with zero norms", &values, 5, |t| block(t, &grid, grn));
+    }
 }

@@ -46,10 +46,19 @@ pub struct Architecture {
 }
 
 /// Depths and dims of the named sizes, smallest first.
-pub const SIZES: [(&str, [u8; STAGES], [u16; STAGES]); 3] = [
+///
+/// From atto on they are ConvNeXt V2's (Woo et al., 2023), whose smallest is atto.
+pub const SIZES: [(&str, [u8; STAGES], [u16; STAGES]); 10] = [
     ("yocto", [1, 1, 3, 1], [16, 32, 64, 128]),
     ("zepto", [2, 2, 4, 2], [24, 48, 96, 192]),
     ("atto", [2, 2, 6, 2], [40, 80, 160, 320]),
+    ("femto", [2, 2, 6, 2], [48, 96, 192, 384]),
+    ("pico", [2, 2, 6, 2], [64, 128, 256, 512]),
+    ("nano", [2, 2, 8, 2], [80, 160, 320, 640]),
+    ("tiny", [3, 3, 9, 3], [96, 192, 384, 768]),
+    ("base", [3, 3, 27, 3], [128, 256, 512, 1024]),
+    ("large", [3, 3, 27, 3], [192, 384, 768, 1536]),
+    ("huge", [3, 3, 27, 3], [352, 704, 1408, 2816]),
 ];
 
 /// Why an architecture cannot be executed.
@@ -88,7 +97,7 @@ pub enum ArchitectureError {
 }
 
 impl Architecture {
-    /// A named size (`yocto`, `zepto`, `atto`) with same-padded stem and both epsilons at 1e-6.
+    /// A named size (one of [`SIZES`]) with same-padded stem and both epsilons at 1e-6.
     pub fn named(size: &str, tile_size: u16, patch_size: u8) -> Option<Self> {
         let (_, depths, dims) = SIZES.into_iter().find(|(name, ..)| *name == size)?;
         Some(Self { tile_size, patch_size, stem_padding: StemPadding::Same, depths, dims, grn_eps: 1e-6, ln_eps: 1e-6 })
@@ -253,6 +262,22 @@ mod tests {
         atto.patch_size = 16;
         atto.tile_size = 112;
         assert_eq!(atto.parameters(12), 3_389_440 + norm);
+        // From ConvNeXt V2's shapes with MMEarth's stem; patch 8, then 16.
+        for (size, eight, sixteen) in [
+            ("femto", 4_850_544, 4_850_688),
+            ("pico", 8_556_352, 8_556_544),
+            ("nano", 14_986_640, 14_986_880),
+            ("tiny", 27_871_104, 27_871_392),
+            ("base", 87_698_944, 87_699_328),
+            ("large", 196_429_056, 196_429_632),
+            ("huge", 657_489_536, 657_490_592),
+        ] {
+            for (tile, patch, expected) in [(56, 8, eight), (112, 16, sixteen)] {
+                let a = Architecture::named(size, tile, patch).unwrap();
+                assert_eq!((a.parameters(12) - 2 * a.embedding_dimension() as u64, a.validate()), (expected, Ok(())));
+            }
+        }
+        assert!(Architecture::named("micro", 56, 8).is_none());
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub struct Distill {
     live_teacher: bool,
 
     #[command(flatten)]
-    schedule: ScheduleArgs,
+    pub(super) schedule: ScheduleArgs,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -118,11 +118,8 @@ impl Distill {
         if let Err(reason) = card.validate() {
             bail!("{reason}");
         }
-        let run = Run::open(
-            &self.schedule.out,
-            &self.settings(&card, &teacher_card, &pixels, plan.fit),
-            self.schedule.resume,
-        )?;
+        let settings = self.settings(&card, &teacher_card, &pixels, plan.fit);
+        let run = self.schedule.open(&settings)?;
         if already_finished(&run) {
             return Ok(End::Done);
         }

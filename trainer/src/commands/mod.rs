@@ -1,5 +1,6 @@
 //! What the command line offers; each subcommand is a module.
 
+mod config;
 mod data;
 mod distill;
 mod embed;
@@ -11,12 +12,15 @@ mod labelled;
 mod pretrain;
 mod probe;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
-use clap::{Args, Parser, Subcommand};
-use nadir::model::{Architecture, STAGES};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use nadir::model::{Architecture, SIZES, STAGES};
 use nadir_formats::{Encoder as EncoderFile, ModelCard, Provenance, Tiles};
 
 use crate::data::{check_shape, names, rows_in_split};
@@ -33,8 +37,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Pretrain(pretrain::Pretrain),
-    Distill(distill::Distill),
+    Pretrain(Box<pretrain::Pretrain>),
+    Distill(Box<distill::Distill>),
     Embed(embed::Embed),
     Probe(probe::Probe),
     Finetune(finetune::Finetune),
@@ -54,6 +58,28 @@ pub enum End {
 }
 
 impl Cli {
+    /// The command line with the options of the file that `--config` names, where a command has it.
+    ///
+    /// Ends the program where the command line is wrong or only asks for help.
+    ///
+    /// # Errors
+    /// If the file is wrong.
+    pub fn read(arguments: Vec<OsString>) -> Result<Self> {
+        let mut definition = Self::command();
+        definition.build();
+        let matches = definition.clone().get_matches_from(config::with_file(&definition, arguments)?);
+        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        let schedule = match &mut cli.command {
+            Command::Pretrain(command) => Some(&mut command.schedule),
+            Command::Distill(command) => Some(&mut command.schedule),
+            _ => None,
+        };
+        if let (Some(schedule), Some((name, matches))) = (schedule, matches.subcommand()) {
+            schedule.toml = definition.find_subcommand(name).map_or(String::new(), |c| config::to_toml(c, matches));
+        }
+        Ok(cli)
+    }
+
     /// Does what the command line says.
     pub fn run(self) -> Result<End> {
         match self.command {
@@ -95,7 +121,7 @@ struct TilesArgs {
 
     /// What the tiles are, for the model's provenance, for instance "EuroSAT RGB" [default: the file's name]
     #[arg(long, value_name = "TEXT")]
-    data: Option<String>,
+    data_name: Option<String>,
 }
 
 impl TilesArgs {
@@ -113,7 +139,7 @@ impl TilesArgs {
     /// The data in words.
     fn described(&self, tiles: usize, fingerprint: &str) -> String {
         let file = self.tiles.file_name().map(|n| n.to_string_lossy().into_owned());
-        let what = self.data.clone().or(file).unwrap_or_default();
+        let what = self.data_name.clone().or(file).unwrap_or_default();
         format!("{what}, {tiles} tiles, pixels {fingerprint}")
     }
 }
@@ -121,8 +147,8 @@ impl TilesArgs {
 /// The shape of a new encoder.
 #[derive(Debug, Args)]
 struct SizeArgs {
-    /// Named size: yocto (0.3 M parameters), zepto (1.1 M) or atto (3.4 M)
-    #[arg(long, value_parser = ["yocto", "zepto", "atto"], conflicts_with_all = ["dims", "depths"])]
+    /// Named size: yocto (0.3 M parameters), zepto (1.1 M), atto (3.4 M), and ConvNeXt V2's up to huge (657 M)
+    #[arg(long, value_parser = PossibleValuesParser::new(SIZES.map(|(name, ..)| name)), conflicts_with_all = ["dims", "depths"])]
     size: Option<String>,
 
     /// Channels of the four stages, in place of a named size
@@ -149,7 +175,9 @@ impl SizeArgs {
         }
         architecture.validate()?;
         if !tile_size.is_multiple_of(u16::from(patch_size)) {
-            bail!("tiles of {tile_size} pixels are not whole patches of {patch_size}; see --patch");
+            bail!(
+                "tiles of {tile_size} pixels are not whole patches of {patch_size}; see --patch, and --crop with --data"
+            );
         }
         Ok(architecture)
     }
@@ -191,7 +219,7 @@ struct ScheduleArgs {
     #[arg(long)]
     flips: bool,
 
-    /// Seed of the weights, the order, the symmetries and the masks
+    /// Seed of the weights, the order, the crops, the symmetries and the masks
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
@@ -199,7 +227,15 @@ struct ScheduleArgs {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     logs_per_epoch: u64,
 
-    /// The run folder: config.json, metrics.jsonl, loss.png, checkpoint.safetensors, encoder.safetensors
+    /// Minutes between checkpoints within an epoch; there is one at each epoch's end too
+    #[arg(long, value_name = "M", default_value_t = 10.0, value_parser = not_negative)]
+    checkpoint_minutes: f64,
+
+    /// A file with options as key = value, for instance a run's run.toml; those typed here win (--SWITCH=false switches off)
+    #[arg(long, value_name = "RUN.toml")]
+    config: Option<PathBuf>,
+
+    /// The run folder: config.json, run.toml, metrics.jsonl, loss.png, checkpoint.safetensors, encoder.safetensors
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
 
@@ -210,9 +246,22 @@ struct ScheduleArgs {
     /// Name of the model, at most 32 bytes [default: the size and the number of bands]
     #[arg(long)]
     name: Option<String>,
+
+    /// All options as TOML.
+    #[arg(skip)]
+    toml: String,
 }
 
 impl ScheduleArgs {
+    /// Starts or resumes the run with these settings.
+    fn open(&self, settings: &serde_json::Value) -> Result<Run> {
+        let run = Run::open(&self.out, settings, self.resume)?;
+        if !self.resume {
+            run.write_options(&self.toml)?;
+        }
+        Ok(run)
+    }
+
     fn warmup(&self) -> f64 {
         self.warmup.unwrap_or(self.epochs as f64 / 20.0)
     }
@@ -224,6 +273,7 @@ impl ScheduleArgs {
             lr: self.lr,
             weight_decay: self.weight_decay,
             logs_per_epoch: self.logs_per_epoch,
+            checkpoint_every: Duration::try_from_secs_f64(60.0 * self.checkpoint_minutes).unwrap_or(Duration::MAX),
         }
     }
 

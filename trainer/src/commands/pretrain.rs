@@ -1,248 +1,309 @@
 //! `trainer pretrain`.
 
+mod data;
+mod start;
+
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use candle_core::Device;
 use clap::Args;
+use nadir::model::{Architecture, SIZES};
 use nadir_formats::ModelCard;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{End, ScheduleArgs, SizeArgs, TilesArgs, already_finished, device, end, provenance, write_encoder};
-use crate::data::{
-    BandMeaning, PixelTarget, Pretext, Sampler, Stream, Symmetry, Table, band_cards, check_shape, fingerprint,
-    generator, names,
-};
+use self::data::{DataArgs, Draws, Source};
+use self::start::Start;
+use super::info::thousands;
+use super::{End, ScheduleArgs, SizeArgs, already_finished, device, end, provenance, write_encoder};
+use crate::data::{Sampler, Stream, Symmetry, generator};
 use crate::mask::Mask;
 use crate::mpmae::{Losses, MpMae, MpMaeConfig};
-use crate::params::Params;
-use crate::run::{Objective, Run, fit_norm, stop_on_signals, train};
+use crate::ops::Grn;
+use crate::params::{Init, Params};
+use crate::run::{Objective, Schedule, clock, measure, stop_on_signals, train};
+
+/// Steps that `--dry-run` measures.
+const MEASURED: u64 = 3;
 
 /// Pretrain an encoder by MP-MAE on tiles without labels
 ///
-/// The encoder sees part of each tile; from that the hidden part and any further targets are predicted: values per
-/// tile from a table (place, environment) or further pixel arrays. After the last epoch the final LayerNorm is fitted so
-/// that embeddings have zero mean and unit variance per dimension.
+/// The encoder sees part of each tile; from that the hidden part and further modalities are predicted. With --data a
+/// release of MMEarth is read as it is: Sentinel-2 goes in, its twelve modalities are predicted from random crops. With
+/// --tiles any array will do, with values per tile from a table (place, environment) or further pixel arrays. After the last
+/// epoch the final LayerNorm is fitted so that embeddings have zero mean and unit variance per dimension.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  trainer pretrain --tiles tiles.npy --bands B4,B3,B2 --split split.npy --use 0,1 \\\n    \
+    after_help = "Examples:\n  trainer pretrain --data data_100k_v001 --split split.json --size atto --epochs 100 \\\n    \
+    --batch 64 --accumulate 4 --base-lr 1.5e-4 --out runs/atto\n  \
+    trainer pretrain --tiles tiles.npy --bands B4,B3,B2 --split split.npy --use 0,1 \\\n    \
     --table table.csv --geolocation lat,lon --regress elevation_m,log1p:night_lights --classify country_id \\\n    \
-    --size zepto --patch 16 --epochs 30 --flips --out runs/zepto"
+    --size zepto --patch 16 --epochs 30 --flips --out runs/zepto\n  \
+    trainer pretrain --config runs/zepto/run.toml --seed 2 --out runs/zepto-2\n\n\
+    docs/training.md explains the choices and gives MMEarth's own recipe."
 )]
 pub struct Pretrain {
     #[command(flatten)]
-    tiles: TilesArgs,
-
-    /// Names of the tiles' bands, in their order, for instance B4,B3,B2
-    #[arg(long, value_name = "NAMES")]
-    bands: String,
-
-    /// What a stored value counts
-    #[arg(long, default_value = "stored value")]
-    unit: String,
-
-    /// Stored value that means "no data"
-    #[arg(long, value_name = "VALUE", allow_negative_numbers = true)]
-    no_data: Option<f32>,
-
-    /// Stored value at and above which the sensor is saturated
-    #[arg(long, value_name = "VALUE")]
-    saturation: Option<f32>,
-
-    /// A table (CSV with header) with one row a tile
-    #[arg(long, value_name = "T.csv")]
-    table: Option<PathBuf>,
-
-    /// Columns of latitude and longitude in degrees; sine and cosine of each are predicted
-    #[arg(long, value_name = "LAT,LON", requires = "table")]
-    geolocation: Option<String>,
-
-    /// Columns of numbers to predict; log1p:COLUMN takes the logarithm of 1 + value first. Empty fields are ignored
-    #[arg(long, value_name = "COLUMNS", requires = "table")]
-    regress: Option<String>,
-
-    /// Columns whose distinct fields are classes to predict. Empty fields are ignored
-    #[arg(long, value_name = "COLUMNS", requires = "table")]
-    classify: Option<String>,
-
-    /// A further pixel array to predict, aligned with the tiles; may be given several times
-    #[arg(long, value_name = "NAME=F.npy:regress|NAME=F.npy:classify:K")]
-    pixel_target: Vec<PixelTarget>,
+    data: DataArgs,
 
     #[command(flatten)]
     size: SizeArgs,
 
-    /// Side of a patch in pixels (8, 16 or 32): the total stride of the encoder
-    #[arg(long, default_value_t = 16)]
-    patch: u8,
+    /// Start from a model: an encoder, or a whole pretraining model of `trainer import --whole`. Its size and patch are taken
+    #[arg(long, value_name = "MODEL.safetensors", conflicts_with_all = ["size", "dims", "depths", "patch"])]
+    init: Option<PathBuf>,
+
+    /// How new weights are drawn
+    #[arg(long, value_name = "HOW", default_value = "small")]
+    init_std: Init,
+
+    /// Side of a patch in pixels (8, 16 or 32): the total stride of the encoder [default: with --data 8 for crops below
+    /// 112 pixels; otherwise 16]
+    #[arg(long)]
+    patch: Option<u8>,
 
     /// Share of the patches that is hidden
     #[arg(long, default_value_t = 0.6, value_name = "SHARE")]
     mask_ratio: f64,
 
-    /// Channels of the decoder block
-    #[arg(long, default_value_t = 256, value_name = "N")]
-    decoder_dim: usize,
+    /// Channels of the decoder block [default: with --data MMEarth's 512, with --tiles 256; with --init the model's]
+    #[arg(long, value_name = "N")]
+    decoder_dim: Option<usize>,
 
-    /// Bring each patch of the pixel target to zero mean and unit variance, as MMEarth does. Off by default: absolute
-    /// colour and brightness tell land covers apart, and a target without them need not keep them
-    #[arg(long)]
-    norm_pix: bool,
+    /// Over what the encoder's Global Response Normalization takes its norms while training
+    #[arg(long, value_name = "OVER", default_value = "sample")]
+    grn: Grn,
 
     /// Add the tasks' losses as they are, instead of weighting them by learned uncertainties
     #[arg(long)]
     no_uncertainty: bool,
 
+    /// Batches whose gradients are averaged for a step: the effective batch is --batch times this
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    accumulate: u32,
+
+    /// In place of --lr: the learning rate at an effective batch of 256, in proportion to which it grows
+    #[arg(long, value_name = "LR", value_parser = super::positive, conflicts_with = "lr")]
+    base_lr: Option<f64>,
+
+    /// Print sizes, parameters, memory and time, measured over a few steps, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+
     #[command(flatten)]
-    schedule: ScheduleArgs,
+    pub(super) schedule: ScheduleArgs,
 }
 
 impl Pretrain {
     pub(super) fn run(self) -> Result<End> {
-        let (pretext, rows) = self.pretext()?;
-        let side = pretext.tiles().shape[2];
-        let architecture = self.size.architecture("zepto", side, self.patch)?;
-        let config = self.mpmae_config()?;
-        let bands = pretext.bands().to_vec();
-        let name = self.schedule.name.clone().unwrap_or_else(|| format!("{}-{}", self.size.name("zepto"), bands.len()));
-        let pixels = fingerprint(pretext.tiles());
+        let draws = Draws {
+            batch: self.schedule.batch as usize,
+            accumulate: self.accumulate as usize,
+            flips: self.schedule.flips,
+            seed: self.schedule.seed,
+        };
+        let source = self.data.open(draws)?;
+        let start = self.init.as_deref().map(|path| Start::read(path, &source.bands)).transpose()?;
+        let architecture = self.architecture(&source, start.as_ref())?;
+        let config = self.mpmae_config(start.as_ref())?;
+        let named = |(_, depths, dims): &(_, _, _)| (*depths, *dims) == (architecture.depths, architecture.dims);
+        let size = SIZES.iter().find(|size| named(size)).map_or("custom", |(name, ..)| name);
         let card = ModelCard {
-            name,
+            name: self.schedule.name.clone().unwrap_or_else(|| format!("{size}-{}", source.bands.len())),
             architecture,
-            bands: bands.clone(),
+            bands: source.bands.clone(),
             embedding_space: "unnamed".into(),
-            provenance: provenance(self.tiles.described(rows, &pixels), self.recipe()),
+            provenance: provenance(source.described.clone(), self.recipe(&config, start.as_ref())),
         };
         if let Err(reason) = card.validate() {
             bail!("{reason}");
         }
-        let run = Run::open(&self.schedule.out, &self.settings(&card, &pixels), self.schedule.resume)?;
+        let mut sampler =
+            Sampler::new(source.tiles(), draws.batch, draws.seed, draws.flips).in_steps_of(draws.accumulate)?;
+        let schedule = Schedule { lr: self.lr(&sampler), ..self.schedule.schedule() };
+        let device = device()?;
+        let mut random = generator(draws.seed, Stream::Weights, 0);
+        let (bands, tasks) = (source.bands.len(), source.tasks());
+        let model = MpMae::init(&architecture, bands, &tasks, config, &mut random, &device)?;
+        let fresh = start.as_ref().map_or(Ok(Vec::new()), |start| start.load(&model))?;
+        let pretraining = Pretraining { model: &model, source: &source, seed: draws.seed, device };
+        if self.dry_run {
+            return self.describe(&card, &schedule, &mut sampler, &pretraining);
+        }
+        let run = self.schedule.open(&self.settings(&card, &config, &schedule, &source.settings))?;
         if already_finished(&run) {
             return Ok(End::Done);
         }
+        if !fresh.is_empty() && !self.schedule.resume {
+            eprintln!("trainer: --init: not in the model, so drawn anew: {}", fresh.join(", "));
+        }
         stop_on_signals()?;
-        let device = device()?;
-        let mut random = generator(self.schedule.seed, Stream::Weights, 0);
-        let model = MpMae::init(&architecture, bands.len(), &pretext.tasks(), config, &mut random, &device)?;
-        let batch = self.schedule.batch as usize;
-        let mut sampler = Sampler::new(rows, batch, self.schedule.seed, self.schedule.flips);
-        let pretraining = Pretraining { model: &model, pretext: &pretext, seed: self.schedule.seed, device };
-        let outcome = train(&run, &self.schedule.schedule(), &mut sampler, &pretraining)?;
+        let outcome = train(&run, &schedule, &mut sampler, &pretraining)?;
         end(&run, outcome, || {
-            fit_norm(model.encoder(), pretext.tiles(), pretext.bands())?;
+            source.fit_norm(model.encoder())?;
             write_encoder(&run, model.encoder(), card)
         })
     }
 
-    /// The tiles in use with all targets, and their number.
-    fn pretext(&self) -> Result<(Pretext, usize)> {
-        let (tiles, rows) = self.tiles.read()?;
-        let all = tiles.len();
-        let path = &self.tiles.tiles;
-        let band_names = names("bands", &self.bands)?;
-        check_shape(&tiles, path, &band_names)?;
-        let tiles = if rows.len() == all { tiles } else { tiles.pick(&rows) };
-        let meaning = BandMeaning { unit: self.unit.clone(), no_data: self.no_data, saturation: self.saturation };
-        let bands = band_cards(&tiles, &band_names, &meaning).map_err(|e| e.context(path.display().to_string()))?;
-        let mut pretext = Pretext::new(tiles, bands, self.norm_pix);
-        for target in &self.pixel_target {
-            pretext.add_pixels(target, all, &rows)?;
-        }
-        if let Some(path) = &self.table {
-            let table = Table::read(path, all)?;
-            let list = |option, text: &Option<String>| text.as_ref().map_or(Ok(Vec::new()), |text| names(option, text));
-            if self.geolocation.is_some() {
-                pretext.add_images(table.geolocation(&list("geolocation", &self.geolocation)?, &rows)?)?;
-            }
-            for column in list("regress", &self.regress)? {
-                pretext.add_images([table.regression(&column, &rows)?])?;
-            }
-            for column in list("classify", &self.classify)? {
-                pretext.add_images([table.classification(&column, &rows)?])?;
+    /// The encoder's shape for the data's tiles.
+    fn architecture(&self, source: &Source, start: Option<&Start>) -> Result<Architecture> {
+        let side = source.side();
+        match start {
+            Some(start) => start.architecture(side),
+            None => {
+                let usual = if self.data.is_release() && side < 112 { 8 } else { 16 };
+                self.size.architecture("zepto", side, self.patch.unwrap_or(usual))
             }
         }
-        Ok((pretext, rows.len()))
     }
 
-    fn mpmae_config(&self) -> Result<MpMaeConfig> {
+    fn mpmae_config(&self, start: Option<&Start>) -> Result<MpMaeConfig> {
         let ratio = self.mask_ratio;
         ensure!((0.0..1.0).contains(&ratio) && ratio > 0.0, "--mask-ratio {ratio}: must be above 0 and below 1");
-        ensure!((1..=4096).contains(&self.decoder_dim), "--decoder-dim {}: must be 1 to 4096", self.decoder_dim);
+        let usual = if self.data.is_release() { 512 } else { 256 };
+        let of_start = start.and_then(Start::decoder_dim);
+        let decoder_dim = self.decoder_dim.or(of_start).unwrap_or(usual);
+        ensure!((1..=4096).contains(&decoder_dim), "--decoder-dim {decoder_dim}: must be 1 to 4096");
         Ok(MpMaeConfig {
-            decoder_dim: self.decoder_dim,
+            decoder_dim,
             mask_ratio: ratio,
             uncertainty: !self.no_uncertainty,
+            grn: self.grn,
+            init: self.init_std,
             ..MpMaeConfig::default()
         })
     }
 
+    /// The highest learning rate.
+    fn lr(&self, sampler: &Sampler) -> f64 {
+        let effective = sampler.batch() as f64 * f64::from(self.accumulate);
+        self.base_lr.map_or(self.schedule.lr, |base| base * effective / 256.0)
+    }
+
     /// What `config.json` holds: all that a resumed run must share.
-    fn settings(&self, card: &ModelCard, pixels: &str) -> serde_json::Value {
+    fn settings(&self, card: &ModelCard, config: &MpMaeConfig, schedule: &Schedule, data: &Value) -> Value {
         let s = &self.schedule;
-        let targets: Vec<_> =
-            self.pixel_target.iter().map(|t| format!("{}={}:{:?}", t.name, t.path.display(), t.kind)).collect();
-        json!({
+        let mut settings = json!({
             "command": "pretrain",
             "name": card.name,
             "architecture": card.architecture,
             "bands": card.band_names(),
-            "unit": self.unit,
-            "no_data": self.no_data,
-            "saturation": self.saturation,
             "data": card.provenance.data,
-            "tiles": self.tiles.tiles,
-            "pixels": pixels,
-            "split": self.tiles.split,
-            "use": self.tiles.codes(),
-            "table": self.table,
-            "geolocation": self.geolocation,
-            "regress": self.regress,
-            "classify": self.classify,
-            "pixel_target": targets,
-            "mask_ratio": self.mask_ratio,
-            "decoder_dim": self.decoder_dim,
-            "norm_pix": self.norm_pix,
-            "uncertainty": !self.no_uncertainty,
-            "epochs": s.epochs,
+            "init": self.init,
+            "init_std": format!("{:?}", config.init),
+            "mask_ratio": config.mask_ratio,
+            "decoder_dim": config.decoder_dim,
+            "grn": format!("{:?}", config.grn),
+            "uncertainty": config.uncertainty,
+            "epochs": schedule.epochs,
             "batch": s.batch,
-            "lr": s.lr,
-            "warmup": s.warmup(),
-            "weight_decay": s.weight_decay,
+            "accumulate": self.accumulate,
+            "lr": schedule.lr,
+            "warmup": schedule.warmup,
+            "weight_decay": schedule.weight_decay,
             "flips": s.flips,
             "seed": s.seed,
             "logs_per_epoch": s.logs_per_epoch,
-        })
+        });
+        if let (Some(settings), Some(data)) = (settings.as_object_mut(), data.as_object()) {
+            settings.extend(data.clone());
+        }
+        settings
     }
 
     /// The command line's essentials.
-    fn recipe(&self) -> String {
+    fn recipe(&self, config: &MpMaeConfig, start: Option<&Start>) -> String {
         let mut recipe = format!("pretrain {}", self.schedule.recipe());
-        for (option, list) in
-            [("geolocation", &self.geolocation), ("regress", &self.regress), ("classify", &self.classify)]
-        {
-            if let Some(list) = list {
-                recipe.push_str(&format!(" --{option} {list}"));
-            }
+        if let Some(base) = self.base_lr {
+            recipe.push_str(&format!(" --base-lr {base}"));
         }
-        for target in &self.pixel_target {
-            recipe.push_str(&format!(" --pixel-target {}", target.name));
+        if self.accumulate > 1 {
+            recipe.push_str(&format!(" --accumulate {}", self.accumulate));
         }
-        recipe.push_str(&format!(" --mask-ratio {} --decoder-dim {}", self.mask_ratio, self.decoder_dim));
-        for (option, on) in [("norm-pix", self.norm_pix), ("no-uncertainty", self.no_uncertainty)] {
-            if on {
-                recipe.push_str(&format!(" --{option}"));
-            }
+        recipe.push_str(&self.data.recipe());
+        recipe.push_str(&format!(" --mask-ratio {} --decoder-dim {}", config.mask_ratio, config.decoder_dim));
+        if config.grn == Grn::Batch {
+            recipe.push_str(" --grn batch");
+        }
+        match start {
+            Some(start) => recipe.push_str(&format!(" --init, from {}", start.name())),
+            None if config.init == Init::Mmearth => recipe.push_str(" --init-std mmearth"),
+            None => {}
+        }
+        if self.no_uncertainty {
+            recipe.push_str(" --no-uncertainty");
         }
         recipe
     }
+
+    /// What `--dry-run` says.
+    fn describe(
+        &self,
+        card: &ModelCard,
+        schedule: &Schedule,
+        sampler: &mut Sampler,
+        pretraining: &Pretraining,
+    ) -> Result<End> {
+        let (a, model) = (&card.architecture, pretraining.model);
+        let mask = pretraining.mask(0, 1);
+        let patches = mask.side() * mask.side();
+        let parameters = model.params().count() as u64;
+        println!("model       {}: {} bands of {2} x {2} pixels", card.name, card.bands.len(), a.tile_size);
+        println!("            patches of {0} x {0}: {1} of {patches} are visible", a.patch_size, mask.kept());
+        println!(
+            "parameters  {} of the encoder, {} in training",
+            thousands(a.parameters(card.bands.len())),
+            thousands(parameters)
+        );
+        let tasks: Vec<_> = model.tasks().iter().map(|t| t.name.as_str()).collect();
+        println!("predicts    {}", tasks.join(", "));
+        println!("data        {}", card.provenance.data);
+        let (batch, accumulate, per_epoch) = (sampler.batch(), sampler.accumulate(), sampler.steps_per_epoch());
+        println!(
+            "steps       {per_epoch} an epoch, {} in all, each of {accumulate} x {batch} tiles",
+            per_epoch * schedule.epochs
+        );
+        println!("rate        {:e} at its highest", schedule.lr);
+        // Parameters, their gradients and the optimiser's two moments; the checkpoint has no gradients.
+        println!("checkpoint  {:.0} MB", parameters as f64 * 12.0 / 1e6);
+        let seconds = measure(schedule, sampler, pretraining, MEASURED)?;
+        let total = seconds * (per_epoch * schedule.epochs) as f64;
+        let rate = (batch as u64 * accumulate) as f64 / seconds;
+        println!(
+            "measured    {seconds:.3} s a step, {rate:.0} tiles/s over {MEASURED} steps; all epochs take about {}",
+            clock(total)
+        );
+        if let Some(bytes) = peak_memory() {
+            println!("memory      {:.0} MB at most so far", bytes as f64 / 1e6);
+        }
+        println!("nothing was written");
+        Ok(End::Done)
+    }
+}
+
+/// The most memory that this process has held, where the system says so.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(1024 * line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?)
 }
 
 /// MP-MAE as something to train.
 struct Pretraining<'a> {
     model: &'a MpMae,
-    pretext: &'a Pretext,
+    source: &'a Source,
     seed: u64,
     device: Device,
+}
+
+impl Pretraining<'_> {
+    /// The mask of batch `number`, which has `tiles` tiles.
+    fn mask(&self, number: u64, tiles: usize) -> Mask {
+        let architecture = self.model.encoder().architecture();
+        let side = usize::from(architecture.tile_size) / usize::from(architecture.patch_size);
+        let mut random = generator(self.seed, Stream::Masks, number);
+        Mask::random(tiles, side, self.model.config().mask_ratio, &mut random)
+    }
 }
 
 impl Objective for Pretraining<'_> {
@@ -250,12 +311,12 @@ impl Objective for Pretraining<'_> {
         self.model.params()
     }
 
-    fn loss(&self, step: u64, draws: &[(usize, Symmetry)]) -> Result<Losses> {
-        let architecture = self.model.encoder().architecture();
-        let side = usize::from(architecture.tile_size) / usize::from(architecture.patch_size);
-        let mut random = generator(self.seed, Stream::Masks, step);
-        let mask = Mask::random(draws.len(), side, self.model.config().mask_ratio, &mut random);
-        let (x, targets) = self.pretext.batch(draws, &self.device)?;
-        Ok(self.model.loss(&x, &mask, &targets)?)
+    fn loss(&self, number: u64, draws: &[(usize, Symmetry)]) -> Result<Losses> {
+        let (x, targets) = self.source.batch(number, draws, &self.device)?;
+        Ok(self.model.loss(&x, &self.mask(number, draws.len()), &targets)?)
+    }
+
+    fn tile(&self, index: usize) -> String {
+        self.source.tile(index)
     }
 }

@@ -4,15 +4,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
-use candle_core::backprop::GradStore;
 use nadir_formats::{BandCard, Tiles};
 
 use super::net::Net;
 use super::path::Dropped;
 use super::{Recipe, group};
 use crate::data::{Labels, Sampler, Stream, Symmetry, generator, input};
-use crate::optim::{AdamW, AdamWConfig, accumulate};
-use crate::run::{Checkpoint, Metrics, Outcome, Position, Progress, Run, Span, Sums, stopping};
+use crate::optim::{AdamW, AdamWConfig};
+use crate::run::{Checkpoint, Gradients, Metrics, Outcome, Position, Progress, Run, Span, Sums, stopping};
 
 /// What is trained on.
 #[derive(Clone, Copy)]
@@ -54,29 +53,27 @@ pub fn fit(net: &Net, examples: Examples, recipe: &Recipe, run: Option<&Run>, wh
         let batches = sampler.steps_per_epoch();
         let first = epoch * batches + window * recipe.accumulate as u64;
         let lr = recipe.lr_at(first as f64 / batches as f64);
-        let mut gradients: Option<GradStore> = None;
+        let mut gradients = Gradients::default();
         let mut loss = 0f32;
         for at in first..first + recipe.accumulate as u64 {
             let draws: Vec<_> = sampler.draw(at).into_iter().map(|(i, s)| (examples.rows[i], s)).collect();
             let Some(part) = batch_loss(net, examples, &draws, recipe, at, epoch < recipe.frozen_epochs)? else {
                 continue;
             };
-            let value: f32 = part.to_scalar()?;
-            if !value.is_finite() {
-                bail!("the loss is {value} at step {step} (epoch {}): lower the learning rate", epoch + 1);
+            loss = part.to_scalar()?;
+            let (place, remedy) = (format!("at step {step} (epoch {})", epoch + 1), "lower the learning rate");
+            if !loss.is_finite() {
+                bail!("the loss is {loss} {place}: {remedy}");
             }
-            loss += value / recipe.accumulate as f32;
-            let more = (part / recipe.accumulate as f64)?.backward()?;
-            match &mut gradients {
-                Some(sum) => accumulate(net.params(), sum, &more)?,
-                None => gradients = Some(more),
+            position.epoch.add(loss, &[]);
+            if let Some(name) = gradients.add(net.params(), part.backward()?)? {
+                bail!("the gradient of {name} is not finite {place}: {remedy}");
             }
         }
-        if let Some(gradients) = gradients {
-            optimiser.step(&gradients, lr)?;
-        }
+        let (gradients, norm) = gradients.mean(net.params())?;
+        optimiser.step(&gradients, lr)?;
+        position.epoch.end_step(norm);
         position.step += 1;
-        position.epoch.add(loss, &[]);
         clock.1 += (recipe.batch * recipe.accumulate) as u64;
         progress.at(position.step, &format!("epoch {}/{}, loss {loss:.4}", epoch + 1, recipe.epochs));
         let Some(run) = run else { continue };
@@ -86,7 +83,8 @@ pub fn fit(net: &Net, examples: Examples, recipe: &Recipe, run: Option<&Run>, wh
             let tiles_per_second = clock.1 as f64 / clock.0.elapsed().as_secs_f64().max(1e-9);
             let (kind, step) = (Span::Epoch, position.step);
             let tasks = [("labels".to_owned(), loss)].into();
-            run.log(&Metrics { kind, epoch: (epoch + 1) as f64, step, loss, tasks, lr, tiles_per_second })?;
+            let (epoch, gradient_norm) = ((epoch + 1) as f64, position.epoch.gradient_norm());
+            run.log(&Metrics { kind, epoch, step, loss, tasks, gradient_norm, lr, tiles_per_second })?;
             position.epoch = Sums::default();
             clock = (Instant::now(), 0);
             run.draw()?;

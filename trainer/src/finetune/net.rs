@@ -15,7 +15,7 @@ use crate::encoder::Encoder;
 use crate::ops;
 use crate::ops::StemParams;
 use crate::ops::grid::Geometry;
-use crate::params::{Params, fresh};
+use crate::params::{Init, Params, fresh};
 use crate::run::Progress;
 
 /// The encoder's parameters stand under this prefix.
@@ -79,7 +79,7 @@ impl Net {
             true => unet::decoder_shapes(architecture, outputs),
             false => BTreeMap::from([("head.weight".into(), vec![outputs, d]), ("head.bias".into(), vec![outputs])]),
         };
-        let mut arrays = fresh(&shapes, rng);
+        let mut arrays = fresh(&shapes, Init::Small, |_| false, rng);
         if !pixels && let Some(Array { data, .. }) = arrays.get_mut("head.weight") {
             data.iter_mut().for_each(|v| *v *= HEAD_SCALE);
         }

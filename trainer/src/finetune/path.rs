@@ -6,7 +6,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use crate::ops::grid::Geometry;
-use crate::ops::{self, BlockParams, DownsampleParams};
+use crate::ops::{self, BlockParams, DownsampleParams, Grn};
 use crate::params::Params;
 
 /// Which blocks leave out their branch for which samples: a factor a block and sample, 0 or one over the share kept.
@@ -49,7 +49,7 @@ pub(super) fn stages(
         let grid = &geometry.grids[stage];
         for at in 0..architecture.depths[stage] {
             let p = BlockParams::of(params, &format!("stages.{stage}.{at}"));
-            let after = ops::block(&rows, &p, grid, ln_eps, grn_eps)?;
+            let after = ops::block(&rows, &p, grid, Grn::Sample, ln_eps, grn_eps)?;
             let factors = dropped.map(|d| &d.0[block]).filter(|factors| factors.iter().any(|f| *f != 1.0));
             rows = match factors {
                 None => after,

@@ -9,7 +9,8 @@ use nadir::model::Architecture;
 use nadir_formats::Tensor as Array;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::source::{Change, Source, Wanted};
@@ -32,6 +33,9 @@ fn modality(name: &str, bands: usize) -> Option<TaskKind> {
         _ => return None,
     })
 }
+
+/// Metadata key of the description.
+const KEY: &str = "nadir-mpmae";
 
 /// A whole pretraining model.
 #[derive(Clone, Debug)]
@@ -82,8 +86,56 @@ impl Whole {
             "uncertainty": self.config.uncertainty,
             "licence": super::LICENCE,
         });
-        write_safetensors(path, &self.parameters, HashMap::from([("nadir-mpmae".to_owned(), about.to_string())]))
+        write_safetensors(path, &self.parameters, HashMap::from([(KEY.to_owned(), about.to_string())]))
     }
+
+    /// Reads what [`write`](Self::write) wrote; nothing if the file is safetensors of another kind.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is not safetensors, or holds values that are not finite.
+    pub fn read(path: &Path) -> Result<Option<WholeFile>> {
+        let shown = || path.display().to_string();
+        let bytes = std::fs::read(path).with_context(shown)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).with_context(shown)?;
+        let Some(about) = header.metadata().as_ref().and_then(|m| m.get(KEY)) else { return Ok(None) };
+        let About { architecture, bands, tasks } = serde_json::from_str(about).with_context(shown)?;
+        architecture.validate().with_context(shown)?;
+        let mut parameters = BTreeMap::new();
+        for (name, view) in SafeTensors::deserialize(&bytes).with_context(shown)?.iter() {
+            ensure!(view.dtype() == Dtype::F32, "{}: tensor {name} is {:?}, expected F32", shown(), view.dtype());
+            let data: Vec<f32> = view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            ensure!(data.iter().all(|v| v.is_finite()), "{}: tensor {name} is not finite", shown());
+            parameters.insert(name.to_owned(), Array { shape: view.shape().to_vec(), data });
+        }
+        let tasks = tasks.into_iter().map(|task| task.name).collect();
+        Ok(Some(WholeFile { architecture, bands, tasks, parameters }))
+    }
+}
+
+/// A file that [`Whole::write`] wrote, as far as training on needs it.
+#[derive(Clone, Debug)]
+pub struct WholeFile {
+    /// The encoder's shape.
+    pub architecture: Architecture,
+    /// Bands that it takes.
+    pub bands: usize,
+    /// Names of the tasks, in the order of the log variances.
+    pub tasks: Vec<String>,
+    /// All parameters, named as [`MpMae::params`] says.
+    pub parameters: BTreeMap<String, Array>,
+}
+
+/// The description in the file.
+#[derive(Deserialize)]
+struct About {
+    architecture: Architecture,
+    bands: usize,
+    tasks: Vec<AboutTask>,
+}
+
+#[derive(Deserialize)]
+struct AboutTask {
+    name: String,
 }
 
 /// Writes f32 tensors, whole or not at all.

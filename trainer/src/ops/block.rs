@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::Grn;
 use super::chain::{Kept, Layer};
 use super::fused::{group, split, split_mut, sum, swap_last};
 use super::gemm::{multiply, rows, transposed};
@@ -17,6 +18,8 @@ pub struct Block {
     pub grid: Grid,
     /// Channels.
     pub channels: usize,
+    /// Over what Global Response Normalization takes its norms.
+    pub grn: Grn,
     /// Epsilon of the LayerNorm.
     pub ln_eps: f32,
     /// Epsilon of Global Response Normalization.
@@ -39,7 +42,7 @@ struct Weights<'a> {
 }
 
 /// Lengths of the parameters in their flat order.
-fn lengths(d: usize) -> [usize; 10] {
+pub(super) fn lengths(d: usize) -> [usize; 10] {
     [49 * d, d, d, d, 4 * d * d, 4 * d, 4 * d, 4 * d, 4 * d * d, d]
 }
 
@@ -49,30 +52,6 @@ impl<'a> Weights<'a> {
         let dw = widen(&swap_last(dw, [1, d, 49]), d);
         let dw_backwards = dw.chunks_exact(stride(d)).rev().flatten().copied().collect();
         Self { dw, dw_backwards, dw_bias, norm: [norm, norm_bias], pw1, pw1_bias, gamma, beta, pw2, pw2_bias }
-    }
-}
-
-/// Global Response Normalization of one sample as a factor per channel.
-struct Response {
-    /// The norm of each channel.
-    norm: Vec<f32>,
-    /// That norm over the mean norm.
-    relative: Vec<f32>,
-    /// The mean norm plus epsilon.
-    mean: f32,
-}
-
-impl Response {
-    fn new(squares: &[f32], eps: f32) -> Self {
-        let norm: Vec<f32> = squares.iter().map(|s| s.sqrt()).collect();
-        let mean = norm.iter().sum::<f32>() / norm.len() as f32 + eps;
-        let relative = norm.iter().map(|n| n / mean).collect();
-        Self { norm, relative, mean }
-    }
-
-    /// What each channel is multiplied by.
-    fn factors(&self, gamma: &[f32]) -> Vec<f32> {
-        self.relative.iter().zip(gamma).map(|(r, g)| r.mul_add(*g, 1.0)).collect()
     }
 }
 
@@ -86,57 +65,124 @@ impl Layer for Block {
     }
 
     /// Keeps the normalised rows before their affine map `[rows, d]`, the factor of each row's normalisation `[rows]`,
-    /// and what enters GELU `[rows, 4d]`.
+    /// what enters GELU `[rows, 4d]`, and the sums of squares of what leaves it, `[norms, 4d]`.
     fn forward(&self, x: &[f32], flat: &[f32], keep: bool) -> (Vec<f32>, Kept) {
-        let (d, r, samples) = (self.channels, self.grid.rows, self.group());
+        let (d, samples) = (self.channels, self.group());
         let w = Weights::new(flat, d);
         let mut out = vec![0f32; x.len()];
-        let chunk = samples * r;
-        if !keep {
+        let chunk = samples * self.grid.rows;
+        let room = |n: usize| (vec![0f32; n * d], vec![0f32; n], vec![0f32; n * 4 * d]);
+        if !keep && self.grn == Grn::Sample {
             out.par_chunks_mut(chunk * d).zip(x.par_chunks(chunk * d)).enumerate().for_each(|(at, (out, x))| {
-                let n = out.len() / d;
-                let (mut unit, mut scale, mut wide) = (vec![0f32; n * d], vec![0f32; n], vec![0f32; n * 4 * d]);
-                self.forward_group(&w, at * samples, x, out, &mut unit, &mut scale, &mut wide);
+                let (mut unit, mut scale, mut wide) = room(out.len() / d);
+                let (mut active, squares) = self.to_wide(&w, at * samples, x, &mut unit, &mut scale, &mut wide);
+                self.to_narrow(&w, x, out, &mut active, &self.responses(&w, &squares));
             });
             return (out, Vec::new());
         }
-        let n = x.len() / d;
-        let (mut unit, mut scale, mut wide) = (vec![0f32; n * d], vec![0f32; n], vec![0f32; n * 4 * d]);
-        out.par_chunks_mut(chunk * d)
-            .zip(x.par_chunks(chunk * d))
+        let (mut unit, mut scale, mut wide) = room(x.len() / d);
+        let groups = x
+            .par_chunks(chunk * d)
             .zip(unit.par_chunks_mut(chunk * d))
             .zip(scale.par_chunks_mut(chunk))
             .zip(wide.par_chunks_mut(chunk * 4 * d))
-            .enumerate()
-            .for_each(|(at, ((((out, x), unit), scale), wide))| {
-                self.forward_group(&w, at * samples, x, out, unit, scale, wide);
-            });
-        (out, vec![unit, scale, wide])
+            .zip(out.par_chunks_mut(chunk * d))
+            .enumerate();
+        let halves: Vec<_> = groups
+            .map(|(at, ((((x, unit), scale), wide), out))| {
+                let (mut active, squares) = self.to_wide(&w, at * samples, x, unit, scale, wide);
+                if self.grn == Grn::Sample {
+                    self.to_narrow(&w, x, out, &mut active, &self.responses(&w, &squares));
+                    active.clear();
+                }
+                (active, squares)
+            })
+            .collect();
+        let (mut actives, squares): (Vec<_>, Vec<_>) = halves.into_iter().unzip();
+        let mut squares = squares.concat();
+        if self.grn == Grn::Batch {
+            squares = sum(squares.chunks_exact(4 * d).map(<[f32]>::to_vec).collect());
+            let responses = self.responses(&w, &squares);
+            out.par_chunks_mut(chunk * d)
+                .zip(x.par_chunks(chunk * d))
+                .zip(&mut actives)
+                .for_each(|((out, x), active)| self.to_narrow(&w, x, out, active, &responses));
+        }
+        (out, vec![unit, scale, wide, squares])
     }
 
     fn backward(&self, x: &[f32], flat: &[f32], g: &[f32], kept: &Kept) -> (Vec<f32>, Vec<f32>) {
         let (d, samples) = (self.channels, self.group());
         let w = Weights::new(flat, d);
-        let [unit, scale, wide] = [0, 1, 2].map(|part| kept[part].as_slice());
+        let [unit, scale, wide, squares] = [0, 1, 2, 3].map(|part| kept[part].as_slice());
+        let responses = self.responses(&w, squares);
         let mut x_grad = vec![0f32; x.len()];
         let chunk = samples * self.grid.rows;
-        let parts: Vec<Vec<f32>> = x_grad
+        let groups = g.par_chunks(chunk * d).zip(wide.par_chunks(chunk * 4 * d)).enumerate();
+        let first = |(at, (g, wide)): (usize, (&[f32], &[f32]))| {
+            let own = if self.grn == Grn::Sample { &responses[at * samples..] } else { &responses };
+            let mut half = self.wide_gradient(&w, g, wide, own);
+            if self.grn == Grn::Sample {
+                let [_, _, _, _, _, _, gamma, ..] = split_mut(&mut half.flat, lengths(d));
+                let along = half.dots.iter().zip(own).map(|(dots, r)| r.backward(dots, w.gamma, gamma)).collect();
+                half.along = along;
+            }
+            half
+        };
+        let second = |half: Half, at: usize, x_grad: &mut [f32], x: &[f32], g: &[f32], unit: &[f32], scale: &[f32]| {
+            let own = if self.grn == Grn::Sample { &responses[at * samples..] } else { &responses };
+            self.narrow_gradient(&w, at * samples, half, own, x_grad, x, g, unit, scale)
+        };
+        let rest = x_grad
             .par_chunks_mut(chunk * d)
             .zip(x.par_chunks(chunk * d))
             .zip(g.par_chunks(chunk * d))
             .zip(unit.par_chunks(chunk * d))
             .zip(scale.par_chunks(chunk))
-            .zip(wide.par_chunks(chunk * 4 * d))
-            .enumerate()
-            .map(|(at, (((((x_grad, x), g), unit), scale), wide))| {
-                self.backward_group(&w, at * samples, x, g, unit, scale, wide, x_grad)
-            })
-            .collect();
+            .enumerate();
+        let mut shared = Vec::new();
+        let parts: Vec<Vec<f32>> = match self.grn {
+            Grn::Sample => groups
+                .zip(rest)
+                .map(|(group, (at, ((((x_grad, x), g), unit), scale)))| {
+                    second(first(group), at, x_grad, x, g, unit, scale)
+                })
+                .collect(),
+            Grn::Batch => {
+                let mut halves: Vec<Half> = groups.map(first).collect();
+                let dots = sum(halves.iter_mut().flat_map(|half| std::mem::take(&mut half.dots)).collect());
+                shared = vec![0f32; 4 * d];
+                let along = responses[0].backward(&dots, w.gamma, &mut shared);
+                halves.iter_mut().for_each(|half| half.along = vec![along.clone()]);
+                let halves = halves.into_par_iter();
+                halves
+                    .zip(rest)
+                    .map(|(half, (at, ((((x_grad, x), g), unit), scale)))| second(half, at, x_grad, x, g, unit, scale))
+                    .collect()
+            }
+        };
         let mut flat_grad = sum(parts);
+        let [_, _, _, _, _, _, gamma, ..] = split_mut(&mut flat_grad, lengths(d));
+        gamma.iter_mut().zip(&shared).for_each(|(gamma, shared)| *gamma += shared);
         let dw = swap_last(&flat_grad[..49 * d], [1, 49, d]);
         flat_grad[..49 * d].copy_from_slice(&dw);
         (x_grad, flat_grad)
     }
+}
+
+/// The backward pass of a group down to what left GELU.
+struct Half {
+    /// GELU and its slope, `[rows, 4d]`.
+    gelu: Vec<f32>,
+    slope: Vec<f32>,
+    /// The gradient of what Global Response Normalization gave, `[rows, 4d]`.
+    active: Vec<f32>,
+    /// The gradients of the parameters so far.
+    flat: Vec<f32>,
+    /// For each sample the sums of gradient times GELU, `[4d]`.
+    dots: Vec<Vec<f32>>,
+    /// For each norm [`Response::backward`] of its dots.
+    along: Vec<Vec<f32>>,
 }
 
 impl Block {
@@ -144,16 +190,21 @@ impl Block {
         group(self.grid.batch, self.grid.rows)
     }
 
-    fn forward_group(
+    /// The norms of consecutive samples, or of the batch, from their sums of squares.
+    fn responses(&self, w: &Weights, squares: &[f32]) -> Vec<Response> {
+        squares.chunks_exact(4 * self.channels).map(|s| Response::new(s, w.gamma, self.grn_eps)).collect()
+    }
+
+    /// Up to GELU: gives that, `[rows, 4d]`, and each sample's sums of its squares. Fills in what [`Layer::forward`] keeps.
+    fn to_wide(
         &self,
         w: &Weights,
         first: usize,
         x: &[f32],
-        out: &mut [f32],
         unit: &mut [f32],
         scale: &mut [f32],
         wide: &mut [f32],
-    ) {
+    ) -> (Vec<f32>, Vec<f32>) {
         let (d, r, n) = (self.channels, self.grid.rows, scale.len());
         let mut padded = Padded::new(self.grid.side, d);
         let mut narrow = vec![0f32; n * d];
@@ -166,61 +217,80 @@ impl Block {
         affine_rows(&mut narrow, unit, w.norm[0], w.norm[1]);
         multiply(wide, [n, 4 * d, d], rows(&narrow, d), transposed(w.pw1, d), false, false);
         let mut active = vec![0f32; n * 4 * d];
-        for (wide, active) in wide.chunks_exact_mut(r * 4 * d).zip(active.chunks_exact_mut(r * 4 * d)) {
-            let mut squares = vec![0f32; 4 * d];
-            bias_gelu_rows(wide, active, w.pw1_bias, &mut squares);
-            let factors = Response::new(&squares, self.grn_eps).factors(w.gamma);
-            scale_rows(active, &factors, w.beta);
+        let mut squares = vec![0f32; n / r * 4 * d];
+        let samples = wide.chunks_exact_mut(r * 4 * d).zip(active.chunks_exact_mut(r * 4 * d));
+        for ((wide, active), squares) in samples.zip(squares.chunks_exact_mut(4 * d)) {
+            bias_gelu_rows(wide, active, w.pw1_bias, squares);
         }
-        add_to_rows(out, x, w.pw2_bias);
-        multiply(out, [n, d, 4 * d], rows(&active, 4 * d), transposed(w.pw2, 4 * d), true, false);
+        (active, squares)
     }
 
-    fn backward_group(
-        &self,
-        w: &Weights,
-        first: usize,
-        x: &[f32],
-        g: &[f32],
-        unit: &[f32],
-        scale: &[f32],
-        wide: &[f32],
-        x_grad: &mut [f32],
-    ) -> Vec<f32> {
-        let (d, r, n) = (self.channels, self.grid.rows, scale.len());
+    /// From GELU on, to the output; `responses` are those of the group's samples, or the one of the batch.
+    fn to_narrow(&self, w: &Weights, x: &[f32], out: &mut [f32], active: &mut [f32], responses: &[Response]) {
+        let (d, n) = (self.channels, x.len() / self.channels);
+        for (active, response) in active.chunks_exact_mut(self.span(n)).zip(responses) {
+            scale_rows(active, &response.factors, w.beta);
+        }
+        add_to_rows(out, x, w.pw2_bias);
+        multiply(out, [n, d, 4 * d], rows(active, 4 * d), transposed(w.pw2, 4 * d), true, false);
+    }
+
+    /// Wide values that share norms, of a group of `n` rows.
+    fn span(&self, n: usize) -> usize {
+        4 * self.channels * if self.grn == Grn::Sample { self.grid.rows } else { n }
+    }
+
+    /// Backwards from the output's gradient `g` to what left GELU.
+    fn wide_gradient(&self, w: &Weights, g: &[f32], wide: &[f32], responses: &[Response]) -> Half {
+        let (d, r, n) = (self.channels, self.grid.rows, g.len() / self.channels);
         let c = 4 * d;
         let mut flat = vec![0f32; lengths(d).iter().sum()];
-        let [dw, dw_bias, norm, norm_bias, pw1, pw1_bias, gamma, beta, pw2, pw2_bias] =
-            split_mut(&mut flat, lengths(d));
-
+        let [.., beta, pw2, pw2_bias] = split_mut(&mut flat, lengths(d));
         // GELU again, with its slope; `active` then passes through Global Response Normalization.
         let (mut gelu, mut slope) = (vec![0f32; n * c], vec![0f32; n * c]);
+        gelu_rows(&mut gelu, &mut slope, wide);
         let mut active = vec![0f32; n * c];
-        let mut responses = Vec::with_capacity(n / r);
-        for at in 0..n / r {
-            let span = at * r * c..(at + 1) * r * c;
-            let (gelu, slope, wide) = (&mut gelu[span.clone()], &mut slope[span.clone()], &wide[span.clone()]);
-            let mut squares = vec![0f32; c];
-            gelu_rows(gelu, slope, wide, &mut squares);
-            let response = Response::new(&squares, self.grn_eps);
-            let factors = response.factors(w.gamma);
-            let active = &mut active[span];
-            affine_rows(active, gelu, &factors, w.beta);
-            responses.push((response, factors));
+        let spans = active.chunks_exact_mut(self.span(n)).zip(gelu.chunks_exact(self.span(n)));
+        for ((active, gelu), response) in spans.zip(responses) {
+            affine_rows(active, gelu, &response.factors, w.beta);
         }
-
         add_rows(pw2_bias, g);
         multiply(pw2, [d, c, n], transposed(g, d), rows(&active, c), false, false);
         // From here on `active` holds the gradient of what it held.
         multiply(&mut active, [n, c, d], rows(g, d), rows(w.pw2, c), false, false);
+        let samples = active.chunks_exact(r * c).zip(gelu.chunks_exact(r * c));
+        let dots = samples
+            .map(|(active, gelu)| {
+                let mut dots = vec![0f32; c];
+                dot_rows(active, gelu, &mut dots, beta);
+                dots
+            })
+            .collect();
+        Half { gelu, slope, active, flat, dots, along: Vec::new() }
+    }
 
-        for (at, (response, factors)) in responses.iter().enumerate() {
-            let span = at * r * c..(at + 1) * r * c;
+    /// Backwards from there to the input; gives the gradients of all parameters.
+    fn narrow_gradient(
+        &self,
+        w: &Weights,
+        first: usize,
+        half: Half,
+        responses: &[Response],
+        x_grad: &mut [f32],
+        x: &[f32],
+        g: &[f32],
+        unit: &[f32],
+        scale: &[f32],
+    ) -> Vec<f32> {
+        let (d, r, n) = (self.channels, self.grid.rows, scale.len());
+        let c = 4 * d;
+        let Half { gelu, slope, mut active, mut flat, along, .. } = half;
+        let [dw, dw_bias, norm, norm_bias, pw1, pw1_bias, ..] = split_mut(&mut flat, lengths(d));
+        let span = self.span(n);
+        for (at, (response, along)) in responses.iter().zip(&along).enumerate() {
+            let span = at * span..(at + 1) * span;
             let (gelu, slope, active) = (&gelu[span.clone()], &slope[span.clone()], &mut active[span]);
-            let mut dots = vec![0f32; c];
-            dot_rows(active, gelu, &mut dots, beta);
-            let along = response.backward(&dots, w.gamma, gamma);
-            response_rows_backward(active, gelu, slope, factors, &along, pw1_bias);
+            response_rows_backward(active, gelu, slope, &response.factors, along, pw1_bias);
         }
 
         let mut narrow = vec![0f32; n * d];
@@ -246,7 +316,27 @@ impl Block {
     }
 }
 
+/// Global Response Normalization over some positions as a factor per channel.
+struct Response {
+    /// The norm of each channel.
+    norm: Vec<f32>,
+    /// That norm over the mean norm.
+    relative: Vec<f32>,
+    /// The mean norm plus epsilon.
+    mean: f32,
+    /// What each channel is multiplied by.
+    factors: Vec<f32>,
+}
+
 impl Response {
+    fn new(squares: &[f32], gamma: &[f32], eps: f32) -> Self {
+        let norm: Vec<f32> = squares.iter().map(|s| s.sqrt()).collect();
+        let mean = norm.iter().sum::<f32>() / norm.len() as f32 + eps;
+        let relative: Vec<f32> = norm.iter().map(|n| n / mean).collect();
+        let factors = relative.iter().zip(gamma).map(|(r, g)| r.mul_add(*g, 1.0)).collect();
+        Self { norm, relative, mean, factors }
+    }
+
     /// From each channel's sum of gradient times input: adds to the gradient of gamma, gives the factor by which the
     /// input enters its own gradient through the norms.
     fn backward(&self, dots: &[f32], gamma: &[f32], gamma_grad: &mut [f32]) -> Vec<f32> {

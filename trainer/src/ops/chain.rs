@@ -9,8 +9,19 @@ use super::fused::{values, with_values};
 /// What a layer keeps from the forward pass for the backward pass.
 pub type Kept = Vec<Vec<f32>>;
 
+/// What a layer must be able to do where the crate is built for GPUs.
+#[cfg(any(feature = "cuda", test))]
+pub use super::cuda::DeviceLayer as Elsewhere;
+
+/// What a layer must be able to do where the crate is not built for GPUs: nothing.
+#[cfg(not(any(feature = "cuda", test)))]
+pub trait Elsewhere {}
+
+#[cfg(not(any(feature = "cuda", test)))]
+impl<T> Elsewhere for T {}
+
 /// A fused layer over the rows of a batch. Its parameters lie one after the other in a slice.
-pub trait Layer: Send + Sync {
+pub trait Layer: Elsewhere + Send + Sync {
     /// Number of parameter values.
     fn parameters(&self) -> usize;
 
@@ -28,6 +39,11 @@ pub trait Layer: Send + Sync {
 pub fn chain(x: &Tensor, layers: Vec<Box<dyn Layer>>, parameters: &[&Tensor]) -> Result<Tensor> {
     let flat = parameters.iter().map(|p| p.flatten_all()).collect::<Result<Vec<_>>>()?;
     let flat = Tensor::cat(&flat, 0)?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        let channels = layers.last().map_or(1, |layer| layer.channels());
+        return super::cuda::chained(x, layers.into_iter().map(|layer| layer as _).collect(), &flat, channels);
+    }
     let track = x.track_op() || flat.track_op();
     x.contiguous()?.apply_op2(&flat, Chain { layers, track, traces: Mutex::default() })
 }

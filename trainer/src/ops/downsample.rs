@@ -23,7 +23,7 @@ pub struct Downsample {
 }
 
 impl Downsample {
-    fn lengths(&self) -> [usize; 4] {
+    pub(super) fn lengths(&self) -> [usize; 4] {
         [self.before, self.before, self.after * self.before * 4, self.after]
     }
 

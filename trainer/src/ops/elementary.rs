@@ -4,7 +4,7 @@
 use candle_core::{D, Device, Result, Tensor};
 
 use super::grid::{Geometry, Grid};
-use super::{BlockParams, DownsampleParams, StemParams};
+use super::{BlockParams, DownsampleParams, Grn, StemParams};
 
 /// LayerNorm over the last dimension.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
@@ -18,7 +18,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     x.matmul(&weight.t()?)?.broadcast_add(bias)
 }
 
-/// Global Response Normalization of `[batch * rows, channels]`, per sample over its rows.
+/// Global Response Normalization of `[batch * rows, channels]`, each of `batch` samples over its rows; a batch whose
+/// norms are shared is one sample.
 pub fn grn(x: &Tensor, gamma: &Tensor, beta: &Tensor, batch: usize, eps: f32) -> Result<Tensor> {
     let (rows, channels) = x.dims2()?;
     let x = x.reshape((batch, rows / batch, channels))?;
@@ -91,11 +92,12 @@ pub fn depthwise(x: &Tensor, weight: &Tensor, bias: &Tensor, grid: &Grid) -> Res
 }
 
 /// The ConvNeXt V2 block on the rows of `grid`.
-pub fn block(x: &Tensor, p: &BlockParams, grid: &Grid, ln_eps: f32, grn_eps: f32) -> Result<Tensor> {
+pub fn block(x: &Tensor, p: &BlockParams, grid: &Grid, norms: Grn, ln_eps: f32, grn_eps: f32) -> Result<Tensor> {
     let y = depthwise(x, &p.dw_weight, &p.dw_bias, grid)?;
     let y = layer_norm(&y, &p.norm_weight, &p.norm_bias, ln_eps)?;
     let y = linear(&y, &p.pw1_weight, &p.pw1_bias)?.gelu_erf()?;
-    let y = grn(&y, &p.grn_gamma, &p.grn_beta, grid.batch, grn_eps)?;
+    let samples = if norms == Grn::Batch { 1 } else { grid.batch };
+    let y = grn(&y, &p.grn_gamma, &p.grn_beta, samples, grn_eps)?;
     x + linear(&y, &p.pw2_weight, &p.pw2_bias)?
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 use nadir::model::{Architecture, STAGES};
 
+use super::Grn;
 use crate::mask::Mask;
 
 /// The rows of one stage's map. Every sample has the same number of rows.
@@ -18,13 +19,15 @@ pub struct Grid {
     pub batch: usize,
     /// For each row its position (row of the map times side plus column): of one sample if all are equal, else of all.
     positions: Arc<Vec<u32>>,
+    /// Where rows are left out: the mask, and positions a side of a patch.
+    mask: Option<(Arc<Mask>, usize)>,
 }
 
 impl Grid {
     /// The full map of `batch` samples.
     pub fn full(side: usize, batch: usize) -> Self {
         let positions = Arc::new((0..(side * side) as u32).collect());
-        Self { side, rows: side * side, batch, positions }
+        Self { side, rows: side * side, batch, positions, mask: None }
     }
 
     /// The map with `cells` by `cells` positions per patch, hidden patches left out.
@@ -40,7 +43,14 @@ impl Grid {
             }
         }
         let rows = mask.kept() * cells * cells;
-        Self { side, rows, batch: mask.batch(), positions: Arc::new(positions) }
+        let (positions, batch) = (Arc::new(positions), mask.batch());
+        Self { side, rows, batch, positions, mask: Some((Arc::new(mask.clone()), cells)) }
+    }
+
+    /// The mask that hides positions, and positions a side of a patch; nothing if no position is hidden.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn mask(&self) -> Option<(&Mask, usize)> {
+        self.mask.as_ref().map(|(mask, cells)| (&**mask, *cells))
     }
 
     /// The positions of `sample`'s rows.
@@ -114,6 +124,8 @@ pub struct Geometry {
     pub children: [Arc<Vec<u32>>; STAGES - 1],
     /// Which patches are hidden, if any.
     pub mask: Option<Mask>,
+    /// Over what Global Response Normalization takes its norms.
+    pub grn: Grn,
 }
 
 impl Geometry {
@@ -150,6 +162,7 @@ impl Geometry {
             grids,
             children,
             mask: mask.cloned(),
+            grn: Grn::Sample,
         })
     }
 

@@ -411,14 +411,10 @@ vectorised! {
         }
     }
 
-    /// GELU and its slope of rows; adds GELU's squares to `squares`, channel by channel.
-    pub fn gelu_rows[_simd: S](out: &mut [f32], slope: &mut [f32], x: &[f32], squares: &mut [f32]) {
-        let c = squares.len();
-        for ((out, slope), x) in out.chunks_exact_mut(c).zip(slope.chunks_exact_mut(c)).zip(x.chunks_exact(c)) {
-            for (((out, slope), x), square) in out.iter_mut().zip(slope).zip(x).zip(squares.iter_mut()) {
-                (*out, *slope) = gelu_and_slope(*x);
-                *square = out.mul_add(*out, *square);
-            }
+    /// GELU and its slope of values.
+    pub fn gelu_rows[_simd: S](out: &mut [f32], slope: &mut [f32], x: &[f32]) {
+        for ((out, slope), x) in out.iter_mut().zip(slope).zip(x) {
+            (*out, *slope) = gelu_and_slope(*x);
         }
     }
 

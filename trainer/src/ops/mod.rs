@@ -1,10 +1,12 @@
 //! The operations of the encoder and the decoder on maps held as rows.
 //!
-//! On the CPU in f32 they are fused, with gradients of their own; elsewhere they are put together from candle's
-//! operations ([`elementary`]).
+//! On the CPU in f32 and on an NVIDIA GPU in f32 and bf16 they are fused, with gradients of their own; elsewhere they are
+//! put together from candle's operations ([`elementary`]). Parameters are f32 in all of these.
 
 mod block;
 mod chain;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 mod downsample;
 pub mod elementary;
 mod fused;
@@ -15,11 +17,21 @@ mod linear;
 mod losses;
 mod stem;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use nadir::model::{Architecture, STAGES};
 
 use crate::params::Params;
 use grid::{Geometry, Grid};
+
+/// Over which positions Global Response Normalization takes a channel's norm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Grn {
+    /// The visible positions of each tile, as the finished encoder does
+    #[default]
+    Sample,
+    /// The visible positions of all tiles of a micro-batch together, as MMEarth's sparse pretraining
+    Batch,
+}
 
 /// The tensors of the initial convolution and the stem.
 #[derive(Clone, Debug)]
@@ -161,7 +173,11 @@ impl DownsampleParams {
 
 /// Whether the fused operations take `x`.
 fn fuses(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+    match x.device() {
+        Device::Cpu => x.dtype() == DType::F32,
+        Device::Cuda(_) => cfg!(feature = "cuda") && matches!(x.dtype(), DType::F32 | DType::BF16),
+        Device::Metal(_) => false,
+    }
 }
 
 /// The encoder's last map as rows, from tiles `[batch, bands, height, width]`.
@@ -179,7 +195,7 @@ pub fn encode(x: &Tensor, params: &Params, architecture: &Architecture, geometry
                 rows = elementary::downsample(&rows, &downsamples[stage - 1], geometry, stage - 1, ln_eps)?;
             }
             for block in of_stage(stage) {
-                rows = elementary::block(&rows, &block, &geometry.grids[stage], ln_eps, grn_eps)?;
+                rows = elementary::block(&rows, &block, &geometry.grids[stage], geometry.grn, ln_eps, grn_eps)?;
             }
         }
         return Ok(rows);
@@ -197,7 +213,7 @@ pub fn encode(x: &Tensor, params: &Params, architecture: &Architecture, geometry
         }
         for params in &blocks[stage] {
             let grid = geometry.grids[stage].clone();
-            layers.push(Box::new(block::Block { grid, channels, ln_eps, grn_eps }));
+            layers.push(Box::new(block::Block { grid, channels, grn: geometry.grn, ln_eps, grn_eps }));
             tensors.extend(params.all());
         }
     }
@@ -224,16 +240,20 @@ pub fn downsample(x: &Tensor, p: &DownsampleParams, geometry: &Geometry, stage: 
 }
 
 /// See [`elementary::block`].
-pub fn block(x: &Tensor, p: &BlockParams, grid: &Grid, ln_eps: f32, grn_eps: f32) -> Result<Tensor> {
+pub fn block(x: &Tensor, p: &BlockParams, grid: &Grid, grn: Grn, ln_eps: f32, grn_eps: f32) -> Result<Tensor> {
     if !fuses(x) {
-        return elementary::block(x, p, grid, ln_eps, grn_eps);
+        return elementary::block(x, p, grid, grn, ln_eps, grn_eps);
     }
-    let layer = block::Block { grid: grid.clone(), channels: x.dim(1)?, ln_eps, grn_eps };
+    let layer = block::Block { grid: grid.clone(), channels: x.dim(1)?, grn, ln_eps, grn_eps };
     chain::chain(x, vec![Box::new(layer)], &p.all())
 }
 
 /// See [`elementary::linear`].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::linear(x, weight, bias);
+    }
     match fuses(x) {
         true => linear::linear(x, weight, bias),
         false => elementary::linear(x, weight, bias),
@@ -242,6 +262,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 
 /// See [`elementary::layer_norm`].
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::layer_norm(x, weight, bias, eps);
+    }
     match fuses(x) {
         true => linear::layer_norm(x, weight, bias, eps),
         false => elementary::layer_norm(x, weight, bias, eps),
@@ -250,6 +274,10 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
 
 /// See [`elementary::weighted_squares`].
 pub fn weighted_squares(x: &Tensor, truth: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::weighted_squares(x, truth, weights);
+    }
     match fuses(x) {
         true => losses::weighted_squares(x, truth, weights),
         false => elementary::weighted_squares(x, truth, weights),
@@ -260,8 +288,30 @@ pub fn weighted_squares(x: &Tensor, truth: &Tensor, weights: &Tensor) -> Result<
 pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
     let classes = logits.dim(1)?;
     let known = labels.iter().filter(|label| (**label as usize) < classes).count();
+    #[cfg(feature = "cuda")]
+    if logits.device().is_cuda() {
+        return cuda::cross_entropy(logits, labels, known);
+    }
     match fuses(logits) {
         true => losses::cross_entropy(logits, labels.to_vec(), known),
         false => elementary::cross_entropy(logits, labels),
     }
 }
+
+/// Rows of `x` `[n, d]`: row `i` of the output is the `index[i]`-th, or `fill` `[1, d]` (f32) where that is `n`. No row of
+/// `x` may be picked twice; without `fill` all of the index must be below `n`.
+pub fn pick(x: &Tensor, index: Vec<u32>, fill: Option<&Tensor>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return cuda::pick(x, index, fill);
+    }
+    let n = index.len();
+    let index = Tensor::from_vec(index, n, x.device())?;
+    match fill {
+        Some(fill) => Tensor::cat(&[x, fill], 0)?.index_select(&index, 0),
+        None => x.index_select(&index, 0),
+    }
+}
+
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::{adamw_moment, adamw_update};

@@ -49,7 +49,7 @@ struct Sample {
 }
 
 impl Stem {
-    fn lengths(&self) -> [usize; 8] {
+    pub(super) fn lengths(&self) -> [usize; 8] {
         let (d, taps) = (self.channels, self.geometry.stride * self.geometry.stride);
         [d * self.bands * 9, d, d, d, d * taps, d, d, d]
     }

@@ -29,29 +29,43 @@ pub struct Position {
 pub struct Sums {
     /// Number of steps.
     pub steps: u64,
+    /// Number of batches; several make a step where gradients are accumulated.
+    pub batches: u64,
+    gradient_norm: u64,
     loss: u64,
     tasks: BTreeMap<String, u64>,
 }
 
 impl Sums {
-    /// Adds one step's losses.
+    /// Adds one batch's losses.
     pub fn add(&mut self, loss: f32, tasks: &[(String, f32)]) {
-        self.steps += 1;
-        add(&mut self.loss, loss);
+        self.batches += 1;
+        add(&mut self.loss, loss.into());
         for (name, value) in tasks {
-            add(self.tasks.entry(name.clone()).or_default(), *value);
+            add(self.tasks.entry(name.clone()).or_default(), f64::from(*value));
         }
+    }
+
+    /// Ends a step, whose gradient had this norm.
+    pub fn end_step(&mut self, gradient_norm: f64) {
+        self.steps += 1;
+        add(&mut self.gradient_norm, gradient_norm);
+    }
+
+    /// Mean norm of the gradients.
+    pub fn gradient_norm(&self) -> f64 {
+        f64::from_bits(self.gradient_norm) / self.steps.max(1) as f64
     }
 
     /// Mean loss, and every task's.
     pub fn means(&self) -> (f64, BTreeMap<String, f64>) {
-        let mean = |bits: u64| f64::from_bits(bits) / self.steps.max(1) as f64;
+        let mean = |bits: u64| f64::from_bits(bits) / self.batches.max(1) as f64;
         (mean(self.loss), self.tasks.iter().map(|(name, bits)| (name.clone(), mean(*bits))).collect())
     }
 }
 
-fn add(bits: &mut u64, value: f32) {
-    *bits = (f64::from_bits(*bits) + f64::from(value)).to_bits();
+fn add(bits: &mut u64, value: f64) {
+    *bits = (f64::from_bits(*bits) + value).to_bits();
 }
 
 /// A run's state between two steps.
@@ -69,7 +83,10 @@ impl Checkpoint {
     /// Writes the file whole. Fails if a parameter is not finite, leaving the file as it was.
     pub fn write(&self, path: &Path) -> Result<()> {
         for (name, array) in &self.parameters {
-            ensure!(array.data.iter().all(|v| v.is_finite()), "parameter {name} is no longer finite: lower --lr");
+            ensure!(
+                array.data.iter().all(|v| v.is_finite()),
+                "parameter {name} is no longer finite: lower the learning rate"
+            );
         }
         let parts = [(PARAMETERS, &self.parameters), (OPTIMISER, &self.optimiser)];
         let bytes: Vec<(String, &[usize], Vec<u8>)> = parts
@@ -118,6 +135,7 @@ mod tests {
         let mut sums = Sums::default();
         sums.add(0.1, &[("tiles".into(), 0.3)]);
         sums.add(0.2, &[("tiles".into(), 0.7)]);
+        sums.end_step(0.3);
         let array = |v: f32| Array { shape: vec![2, 1], data: vec![v, -v] };
         let mut checkpoint = Checkpoint {
             position: Position { step: 7, interval: sums.clone(), epoch: Sums::default() },
@@ -129,6 +147,7 @@ mod tests {
         };
         checkpoint.write(&path).unwrap();
         assert_eq!(Checkpoint::read(&path).unwrap(), checkpoint);
+        assert_eq!(sums.gradient_norm(), 0.3);
         assert!((sums.means().0 - 0.15).abs() < 1e-7 && (sums.means().1["tiles"] - 0.5).abs() < 1e-7);
         checkpoint.parameters.insert("b".into(), array(f32::NAN));
         assert!(checkpoint.write(&path).unwrap_err().to_string().contains("parameter b"));

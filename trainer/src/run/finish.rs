@@ -1,6 +1,7 @@
 //! From trained weights to a finished encoder: embeddings, and the affine of the final LayerNorm.
 
 use anyhow::{Result, ensure};
+use candle_core::Tensor;
 use nadir_formats::{BandCard, Matrix, Tiles};
 use rayon::prelude::*;
 
@@ -27,27 +28,38 @@ pub fn embed_tiles(
     symmetry: Symmetry,
     what: &str,
 ) -> Result<Matrix> {
+    let all: Vec<usize> = (0..tiles.len()).collect();
+    let read = |chosen: &[usize]| {
+        let draws: Vec<_> = chosen.iter().map(|i| (*i, symmetry)).collect();
+        input(tiles, bands, &draws, encoder.device())
+    };
+    embed_each(encoder, &all, read, what)
+}
+
+/// The embeddings of the tiles `chosen`, `[tiles, d]`; `read` makes the encoder's input of some of them.
+fn embed_each(
+    encoder: &Encoder,
+    chosen: &[usize],
+    read: impl Fn(&[usize]) -> Result<Tensor> + Sync,
+    what: &str,
+) -> Result<Matrix> {
     // Without trainable weights no graph is kept.
     let encoder = encoder.frozen();
-    let device = encoder.device();
     let columns = encoder.architecture().embedding_dimension();
-    let mut data = Vec::with_capacity(tiles.len() * columns);
-    let mut progress = Progress::new(what, "tiles", 0, tiles.len() as u64);
-    let embed = |draws: &[(usize, Symmetry)]| -> Result<Vec<f32>> {
-        Ok(encoder.embed(&input(tiles, bands, draws, device)?)?.flatten_all()?.to_vec1()?)
-    };
-    let all: Vec<_> = (0..tiles.len()).map(|i| (i, symmetry)).collect();
-    for draws in all.chunks(CHUNK) {
-        if device.is_cpu() {
-            let each = draws.par_chunks(1).map(embed).collect::<Result<Vec<_>>>()?;
+    let mut data = Vec::with_capacity(chosen.len() * columns);
+    let mut progress = Progress::new(what, "tiles", 0, chosen.len() as u64);
+    let embed = |chosen: &[usize]| -> Result<Vec<f32>> { Ok(encoder.embed(&read(chosen)?)?.flatten_all()?.to_vec1()?) };
+    for chosen in chosen.chunks(CHUNK) {
+        if encoder.device().is_cpu() {
+            let each = chosen.par_chunks(1).map(embed).collect::<Result<Vec<_>>>()?;
             data.extend(each.into_iter().flatten());
         } else {
-            data.extend(embed(draws)?);
+            data.extend(embed(chosen)?);
         }
         progress.at((data.len() / columns) as u64, "");
     }
     ensure!(data.iter().all(|v| v.is_finite()), "the encoder gives embeddings that are not finite");
-    Ok(Matrix { rows: tiles.len(), columns, data })
+    Ok(Matrix { rows: chosen.len(), columns, data })
 }
 
 /// Sets weight and bias of the encoder's final LayerNorm `norm` so that over `tiles` each embedding dimension has zero
@@ -55,10 +67,23 @@ pub fn embed_tiles(
 ///
 /// A dimension that does not vary keeps weight 1.
 pub fn fit_norm(encoder: &Encoder, tiles: &Tiles, bands: &[BandCard]) -> Result<()> {
+    let all: Vec<usize> = (0..tiles.len()).collect();
+    fit_norm_to(encoder, &all, |chosen| {
+        let draws: Vec<_> = chosen.iter().map(|i| (*i, AS_IS)).collect();
+        input(tiles, bands, &draws, encoder.device())
+    })
+}
+
+/// [`fit_norm`] over the tiles `chosen`; `read` makes the encoder's input of some of them.
+pub fn fit_norm_to(
+    encoder: &Encoder,
+    chosen: &[usize],
+    read: impl Fn(&[usize]) -> Result<Tensor> + Sync,
+) -> Result<()> {
     let d = encoder.architecture().embedding_dimension();
     encoder.params().set("norm.weight", &vec![1.0; d])?;
     encoder.params().set("norm.bias", &vec![0.0; d])?;
-    let embeddings = embed_tiles(encoder, tiles, bands, AS_IS, "fitting the final norm")?;
+    let embeddings = embed_each(encoder, chosen, read, "fitting the final norm")?;
     let (mean, std) = column_statistics(&embeddings);
     let weight: Vec<f32> = std.iter().map(|s| if *s > 1e-6 { (1.0 / s) as f32 } else { 1.0 }).collect();
     let bias: Vec<f32> = mean.iter().zip(&weight).map(|(m, w)| (-m * f64::from(*w)) as f32).collect();

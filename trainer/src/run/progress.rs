@@ -41,7 +41,8 @@ impl Progress {
         self.done = done;
         let message = || {
             let note = if note.is_empty() { String::new() } else { format!("{note}, ") };
-            format!("{note}{:.0} {}/s, {} left", self.rate(), self.unit, clock(self.left()))
+            let left = (self.total - self.done) as f64 / self.rate();
+            format!("{note}{:.0} {}/s, {} left", self.rate(), self.unit, clock(left))
         };
         if let Some(bar) = &self.bar {
             bar.set_position(done);
@@ -64,11 +65,6 @@ impl Progress {
     pub fn rate(&self) -> f64 {
         (self.done - self.started_at) as f64 / self.start.elapsed().as_secs_f64().max(1e-9)
     }
-
-    fn left(&self) -> Duration {
-        let seconds = (self.total - self.done) as f64 / self.rate();
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::ZERO)
-    }
 }
 
 impl Drop for Progress {
@@ -79,10 +75,12 @@ impl Drop for Progress {
     }
 }
 
-/// Hours, minutes and seconds.
-fn clock(time: Duration) -> String {
-    let s = time.as_secs();
-    if s >= 3600 {
+/// Days, hours, minutes and seconds.
+pub fn clock(seconds: f64) -> String {
+    let s = seconds as u64;
+    if s >= 86_400 {
+        format!("{} days {}:{:02}:{:02}", s / 86_400, s / 3600 % 24, s / 60 % 60, s % 60)
+    } else if s >= 3600 {
         format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
     } else {
         format!("{}:{:02}", s / 60, s % 60)
@@ -95,8 +93,10 @@ mod tests {
 
     #[test]
     fn clocks_read_as_usual() {
-        assert_eq!(clock(Duration::from_secs(59)), "0:59");
-        assert_eq!(clock(Duration::from_secs(754)), "12:34");
-        assert_eq!(clock(Duration::from_secs(3 * 3600 + 61)), "3:01:01");
+        assert_eq!(clock(59.9), "0:59");
+        assert_eq!(clock(754.0), "12:34");
+        assert_eq!(clock(3.0 * 3600.0 + 61.0), "3:01:01");
+        assert_eq!(clock(100_000.0), "1 days 3:46:40");
+        assert_eq!(clock(f64::NAN), "0:00");
     }
 }

@@ -1,11 +1,12 @@
 //! The loop over steps, shared by pretraining and distillation.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 
 use super::checkpoint::{Checkpoint, Position, Sums};
+use super::gradients::Gradients;
 use super::{Metrics, Progress, Run, Span};
 use crate::data::{Sampler, Symmetry};
 use crate::mpmae::Losses;
@@ -37,8 +38,14 @@ pub trait Objective {
     /// All trainable parameters.
     fn params(&self) -> &Params;
 
-    /// The losses of step `step` on the drawn tiles.
-    fn loss(&self, step: u64, draws: &[(usize, Symmetry)]) -> Result<Losses>;
+    /// The losses of batch `number` (from 0, over all epochs; a step is one, or several whose gradients are averaged) on
+    /// the drawn tiles.
+    fn loss(&self, number: u64, draws: &[(usize, Symmetry)]) -> Result<Losses>;
+
+    /// A tile in words, as an error names it.
+    fn tile(&self, index: usize) -> String {
+        index.to_string()
+    }
 }
 
 /// How long and how fast.
@@ -54,6 +61,8 @@ pub struct Schedule {
     pub weight_decay: f64,
     /// Logged intervals in an epoch.
     pub logs_per_epoch: u64,
+    /// Time after which a checkpoint is written within an epoch.
+    pub checkpoint_every: Duration,
 }
 
 /// How a training ended.
@@ -67,7 +76,7 @@ pub enum Outcome {
 
 /// Trains from the run's checkpoint, or from the start if there is none, to the end of the schedule.
 ///
-/// Fails if the loss is no longer a finite number; the last checkpoint then stays.
+/// Fails if a loss or a gradient is no longer finite; the last checkpoint then stays.
 pub fn train(run: &Run, schedule: &Schedule, sampler: &mut Sampler, objective: &dyn Objective) -> Result<Outcome> {
     let per_epoch = sampler.steps_per_epoch();
     let total = schedule.epochs * per_epoch;
@@ -78,26 +87,26 @@ pub fn train(run: &Run, schedule: &Schedule, sampler: &mut Sampler, objective: &
     let mut position = restore(run, objective, &mut optimiser)?;
     run.rewind(position.step)?;
 
-    let batch = sampler.batch() as u64;
+    let batch = sampler.batch() as u64 * sampler.accumulate();
+    let mut saved = Instant::now();
     let mut progress = Progress::new("training", "tiles", position.step * batch, total * batch);
     let mut clocks = [Clock::start(); 2];
     while position.step < total {
         let step = position.step;
         let lr = learning_rate(step, total, warmup, schedule.lr);
-        let losses = objective.loss(step, &sampler.draw(step))?;
-        let loss: f32 = losses.total.to_scalar()?;
-        if !loss.is_finite() {
-            let epoch = step / per_epoch + 1;
-            bail!(
-                "the loss is {loss} at step {step} (epoch {epoch}): lower --lr; the last checkpoint is {}",
-                run.checkpoint_path().display()
-            );
-        }
-        optimiser.backward_step(&losses.total, lr)?;
+        let Position { interval: of_interval, epoch: of_epoch, .. } = &mut position;
+        let stepped = advance(sampler, objective, &mut optimiser, step, lr, |loss, tasks| {
+            of_interval.add(loss, tasks);
+            of_epoch.add(loss, tasks);
+        });
+        let (loss, norm) = stepped.with_context(|| match run.checkpoint_path() {
+            path if path.exists() => format!("the last checkpoint is {}", path.display()),
+            _ => "there is no checkpoint yet".to_owned(),
+        })?;
         position.step += 1;
         let spans = [&mut position.interval, &mut position.epoch];
         for (sums, clock) in spans.into_iter().zip(&mut clocks) {
-            sums.add(loss, &losses.tasks);
+            sums.end_step(norm);
             clock.tiles += batch;
         }
         let epoch = position.step as f64 / per_epoch as f64;
@@ -113,15 +122,74 @@ pub fn train(run: &Run, schedule: &Schedule, sampler: &mut Sampler, objective: &
             progress.say(&summary(&metrics, schedule.epochs));
         }
         let stop = STOP.load(Ordering::SeqCst);
-        if epoch_done || stop {
-            save(run, objective, &optimiser, &position)?;
+        if epoch_done || stop || saved.elapsed() >= schedule.checkpoint_every {
+            save(run, objective, &optimiser, &position).context("cannot save, the checkpoint before stays")?;
             run.draw()?;
+            saved = Instant::now();
         }
         if stop && at < total {
             return Ok(Outcome::Interrupted(at));
         }
     }
     Ok(Outcome::Complete)
+}
+
+/// One step: the gradients of its batches, averaged, and the optimiser's step along them. `each` gets the total and the
+/// tasks' losses of every batch. Gives the mean total and the gradient's norm.
+///
+/// Fails if a loss or a gradient is not finite, naming the task or parameter, the step and the tiles.
+fn advance(
+    sampler: &mut Sampler,
+    objective: &dyn Objective,
+    optimiser: &mut AdamW,
+    step: u64,
+    lr: f64,
+    mut each: impl FnMut(f32, &[(String, f32)]),
+) -> Result<(f64, f64)> {
+    let accumulate = sampler.accumulate();
+    let epoch = step / sampler.steps_per_epoch() + 1;
+    let (mut gradients, mut total) = (Gradients::default(), 0.0);
+    for number in step * accumulate..(step + 1) * accumulate {
+        let draws = sampler.draw(number);
+        let place = |what: String| {
+            let tiles: Vec<_> = draws.iter().map(|(tile, _)| objective.tile(*tile)).collect();
+            let tiles = tiles.join(", ");
+            anyhow!(
+                "{what} at step {step} (epoch {epoch}); lower the learning rate, or look at its tiles: rows {tiles}"
+            )
+        };
+        let losses = objective.loss(number, &draws)?;
+        let loss: f32 = losses.total.to_scalar()?;
+        if let Some((task, value)) = losses.tasks.iter().find(|(_, value)| !value.is_finite()) {
+            return Err(place(format!("the loss of {task} is {value}")));
+        }
+        if !loss.is_finite() {
+            return Err(place(format!("the weighted sum of losses is {loss}")));
+        }
+        if let Some(parameter) = gradients.add(objective.params(), losses.total.backward()?)? {
+            return Err(place(format!("the gradient of parameter {parameter} is not finite")));
+        }
+        each(loss, &losses.tasks);
+        total += f64::from(loss) / accumulate as f64;
+    }
+    let (mean, norm) = gradients.mean(objective.params())?;
+    optimiser.step(&mean, lr)?;
+    Ok((total, norm))
+}
+
+/// Seconds that a step takes, after a first one that is not counted; at least `steps` steps. Writes nothing, but the
+/// parameters change.
+pub fn measure(schedule: &Schedule, sampler: &mut Sampler, objective: &dyn Objective, steps: u64) -> Result<f64> {
+    let config = AdamWConfig { weight_decay: schedule.weight_decay, ..AdamWConfig::default() };
+    let mut optimiser = AdamW::new(objective.params(), config)?;
+    let mut start = Instant::now();
+    for step in 0..=steps {
+        advance(sampler, objective, &mut optimiser, step, schedule.lr / 1e3, |_, _| {})?;
+        if step == 0 {
+            start = Instant::now();
+        }
+    }
+    Ok(start.elapsed().as_secs_f64() / steps as f64)
 }
 
 /// Loads the run's checkpoint, if it has one.
@@ -156,9 +224,9 @@ impl Clock {
 
 /// Writes the means of a span and opens the next.
 fn log(run: &Run, kind: Span, step: u64, epoch: f64, lr: f64, sums: &mut Sums, clock: &mut Clock) -> Result<Metrics> {
-    let (loss, tasks) = sums.means();
+    let ((loss, tasks), gradient_norm) = (sums.means(), sums.gradient_norm());
     let tiles_per_second = clock.tiles as f64 / clock.since.elapsed().as_secs_f64().max(1e-9);
-    let metrics = Metrics { kind, epoch, step, loss, tasks, lr, tiles_per_second };
+    let metrics = Metrics { kind, epoch, step, loss, tasks, gradient_norm, lr, tiles_per_second };
     run.log(&metrics)?;
     *sums = Sums::default();
     *clock = Clock::start();

@@ -114,7 +114,7 @@ fn demo(arguments: &Arguments, out: &Path, programs: &Programs) -> Result<Summar
     let mut distil = programs.command(Program::Trainer);
     distil.arg("distill").arg("--teacher").arg(&teacher).arg("--tiles").arg(&all).arg("--split").arg(&split);
     distil.args(["--use", "0", "--name", "yocto-demo", "--batch", "50", "--flips"]);
-    distil.args(["--seed", "1", "--data", "samples/eurosat-rgb", "--epochs", &arguments.epochs.to_string()]);
+    distil.args(["--seed", "1", "--data-name", "samples/eurosat-rgb", "--epochs", &arguments.epochs.to_string()]);
     if shipped.is_file() {
         // A student that has seen thousands of tiles must not be torn about by 200.
         distil.arg("--init").arg(&shipped).args(["--lr", "5e-5"]);

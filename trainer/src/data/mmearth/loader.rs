@@ -14,7 +14,7 @@ use rand::RngExt;
 use super::modality::{Kind, Modality};
 use super::release::Release;
 use super::values::{Rules, Values, Window};
-use crate::data::{Sampler, Stream, generator};
+use crate::data::{AS_IS, Sampler, Stream, generator};
 
 /// What a loader yields.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +25,8 @@ pub struct Options {
     pub rows: Vec<usize>,
     /// Tiles in a batch.
     pub batch: usize,
+    /// Batches that make a step; an epoch holds a whole number of steps.
+    pub accumulate: usize,
     /// Pixels a side of the crops, at most the tiles'.
     pub crop: usize,
     /// Turn and mirror the crops at random, all modalities of a tile alike.
@@ -48,6 +50,7 @@ impl Options {
             modalities: Modality::ALL[..Modality::TASKS].to_vec(),
             rows: (0..release.rows()).collect(),
             batch: 64,
+            accumulate: 1,
             crop: release.side() * 7 / 8,
             flips: false,
             bands: None,
@@ -72,10 +75,10 @@ pub struct Field {
     pub present: Vec<bool>,
 }
 
-/// The tiles of one step.
+/// The tiles of one batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Number of the step.
+    /// Its number, from 0 over all epochs.
     pub step: u64,
     /// The tiles' rows in the release.
     pub rows: Vec<usize>,
@@ -109,16 +112,47 @@ impl Loader {
         }
         let channels = options.modalities.iter().map(|m| channels(*m, options.bands.as_deref()));
         let channels = channels.collect::<Result<_>>()?;
-        let sampler = Sampler::new(options.rows.len(), options.batch, options.seed, options.flips);
+        let (rows, accumulate) = (options.rows.len(), options.accumulate);
+        let sampler = Sampler::new(rows, options.batch, options.seed, options.flips).in_steps_of(accumulate)?;
         Ok(Self { release, options, channels, sampler })
     }
 
-    /// Steps in an epoch; the tiles that do not fill a batch sit out, others each epoch.
-    pub fn steps_per_epoch(&self) -> u64 {
-        self.sampler.steps_per_epoch()
+    /// Batches in an epoch; the tiles that do not fill a step sit out, others each epoch.
+    pub fn batches_per_epoch(&self) -> u64 {
+        self.sampler.batches_per_epoch()
     }
 
-    /// The batch of a step, made by this thread.
+    /// What the loader yields.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Indices of the stored Sentinel-2 bands that are wanted, in their order.
+    pub fn bands(&self) -> &[usize] {
+        let at = self.options.modalities.iter().position(|m| *m == Modality::Sentinel2);
+        at.map_or(&[], |at| &self.channels[at])
+    }
+
+    /// The wanted Sentinel-2 bands in the middles of tiles in use, `[tiles, bands, crop, crop]`; missing values are NaN.
+    ///
+    /// # Errors
+    /// If a row cannot be read.
+    pub fn middles(&self, indices: &[usize]) -> Result<Vec<f32>> {
+        let corner = (self.release.side() - self.options.crop) / 2;
+        let window = Window { top: corner, left: corner, side: self.options.crop, symmetry: AS_IS };
+        let (rules, mut raw) = (self.options.rules, Vec::new());
+        let mut values = Values::empty(Modality::Sentinel2);
+        for &index in indices {
+            let row = self.options.rows[index];
+            self.release.append_values(row, Modality::Sentinel2, self.bands(), window, rules, &mut raw, &mut values)?;
+        }
+        match values {
+            Values::Numbers(values) => Ok(values),
+            Values::Classes(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Batch `step`, made by this thread.
     ///
     /// # Errors
     /// If a row cannot be read.

@@ -7,12 +7,13 @@
 //! | [`statistics`], [`values`] | band statistics; stored values to normalised numbers and classes |
 //! | [`split`] | train, validation and test by place |
 //! | [`packed`] | shards that are read faster than HDF5 |
-//! | [`loader`] | batches of aligned crops, prepared ahead |
+//! | [`loader`], [`feed`] | batches of aligned crops, prepared ahead; the same as input and targets of MP-MAE |
 //! | [`inspect`], [`sheet`] | what is in a release, in figures and as a picture |
 //!
 //! `docs/data.md` says which value counts as missing in which modality, and why.
 
 pub mod array;
+pub mod feed;
 mod hdf5;
 pub mod inspect;
 pub mod loader;
@@ -24,6 +25,7 @@ pub mod split;
 pub mod statistics;
 pub mod values;
 
+pub use feed::Feed;
 pub use modality::{Kind, Level, Modality};
 pub use release::Release;
 pub use values::{Rules, Values, Window};

@@ -1,0 +1,107 @@
+//! The gradients of a step: the mean over its micro-batches, and their norm.
+
+use candle_core::backprop::GradStore;
+use candle_core::{Result, Storage, Tensor};
+use rayon::prelude::*;
+
+use crate::params::Params;
+
+/// Sums of gradients.
+#[derive(Default)]
+pub struct Gradients {
+    sum: Option<GradStore>,
+    count: usize,
+}
+
+/// What is wrong with a gradient: the first parameter, by name, whose gradient holds NaN or infinity.
+pub type NotFinite = String;
+
+impl Gradients {
+    /// Adds those of one micro-batch. A parameter that has none in it counts as one whose gradient is 0.
+    ///
+    /// Gives the name of a parameter whose gradient is not finite, if there is one.
+    pub fn add(&mut self, params: &Params, mut store: GradStore) -> Result<Option<NotFinite>> {
+        for (name, var) in params.vars() {
+            let Some(gradient) = store.get(var) else { continue };
+            if !sum_of_squares(gradient)?.is_finite() {
+                return Ok(Some(name.to_owned()));
+            }
+        }
+        self.count += 1;
+        match &mut self.sum {
+            None => self.sum = Some(store),
+            Some(sum) => {
+                for (_, var) in params.vars() {
+                    if let Some(gradient) = store.remove(var) {
+                        let gradient = match sum.remove(var) {
+                            Some(before) => (before + gradient)?,
+                            None => gradient,
+                        };
+                        sum.insert(var, gradient);
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The mean of what was added, and its norm over all parameters.
+    pub fn mean(self, params: &Params) -> Result<(GradStore, f64)> {
+        let mut mean = self.sum.unwrap_or_default();
+        let mut squares = 0.0;
+        for (_, var) in params.vars() {
+            if let Some(mut gradient) = mean.remove(var) {
+                if self.count > 1 {
+                    gradient = (gradient / self.count as f64)?;
+                }
+                squares += sum_of_squares(&gradient)?;
+                mean.insert(var, gradient);
+            }
+        }
+        Ok((mean, squares.sqrt()))
+    }
+}
+
+/// The sum of squares, on the host in f64 and in an order that does not depend on the number of threads.
+fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
+    const CHUNK: usize = 1 << 14;
+    let tensor = tensor.detach().contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    if let (Storage::Cpu(candle_core::CpuStorage::F32(values)), Some((start, end))) =
+        (&*storage, layout.contiguous_offsets())
+    {
+        let sum = |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+        let parts: Vec<f64> = values[start..end].par_chunks(CHUNK).map(sum).collect();
+        return Ok(parts.iter().sum());
+    }
+    drop(storage);
+    Ok(f64::from(tensor.sqr()?.sum_all()?.to_scalar::<f32>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn gradients_are_averaged_and_checked() {
+        let mut params = Params::default();
+        params.insert("a", Tensor::new(&[1f32, 2.0], &Device::Cpu).unwrap()).unwrap();
+        params.insert("b", Tensor::new(&[1f32], &Device::Cpu).unwrap()).unwrap();
+        let of = |name: &str, by: f64| -> GradStore {
+            let var: &Var = params.vars().find(|(n, _)| *n == name).unwrap().1;
+            (var.as_tensor().sqr().unwrap().sum_all().unwrap() * by).unwrap().backward().unwrap()
+        };
+        let mut sum = Gradients::default();
+        for (name, by) in [("a", 1.0), ("a", 2.0), ("b", 3.0)] {
+            assert_eq!(sum.add(&params, of(name, by)).unwrap(), None);
+        }
+        let (mean, norm) = sum.mean(&params).unwrap();
+        let value = |name: &str| mean.get(params.get(name)).unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!((value("a"), value("b")), (vec![2.0, 4.0], vec![2.0]));
+        assert!((norm - 24f64.sqrt()).abs() < 1e-6);
+        for by in [f64::NAN, f64::INFINITY] {
+            assert_eq!(Gradients::default().add(&params, of("a", by)).unwrap().as_deref(), Some("a"));
+        }
+    }
+}
