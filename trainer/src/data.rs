@@ -244,6 +244,8 @@ pub enum Stream {
     Crops,
     /// The bands that are hidden in a step.
     Bands,
+    /// Turns and light of the views in a step.
+    Views,
     /// Which branches of which samples a step of fine-tuning leaves out.
     Paths,
     /// Which labels a probe with few of them sees.

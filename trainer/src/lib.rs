@@ -6,6 +6,7 @@
 //! | [`encoder`] | the encoder: a tile in, an embedding out |
 //! | [`mask`] | which patches of a tile are hidden |
 //! | [`mpmae`] | the encoder with MP-MAE's decoder, heads and losses |
+//! | [`contrast`] | a loss beside MP-MAE's: views of a tile are told from those of others |
 //! | [`optim`] | AdamW and the learning rate |
 //! | [`ops`] | fused operations with their gradients |
 //! | [`parallel`] | several processes that train one model |
@@ -16,6 +17,7 @@
 
 pub mod chart;
 pub mod commands;
+pub mod contrast;
 pub mod data;
 pub mod distill;
 pub mod encoder;

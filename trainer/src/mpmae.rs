@@ -6,12 +6,16 @@ use candle_core::{DType, Device, Result, Tensor};
 use nadir::model::Architecture;
 use rand::rngs::StdRng;
 
+use crate::contrast::{self, Contrast};
 use crate::encoder::{Encoder, spread};
 use crate::loss::Truth;
 use crate::mask::Mask;
 use crate::ops::grid::Grid;
 use crate::ops::{self, BlockParams, Grn};
 use crate::params::{Init, Params, fresh};
+
+/// What the loss of [`crate::contrast`] is called among those of the tasks.
+const CONTRAST: &str = "contrast";
 
 /// One thing that is predicted.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,6 +85,9 @@ pub struct MpMaeConfig {
     pub grn: Grn,
     /// How weights are drawn at the start.
     pub init: Init,
+    /// Whether and how tiles are told apart besides ([`crate::contrast`]). A batch then holds two views of each tile, the first of all before
+    /// the second of all.
+    pub contrast: Option<Contrast>,
 }
 
 impl Default for MpMaeConfig {
@@ -92,6 +99,7 @@ impl Default for MpMaeConfig {
             decoder_grn_eps: 1e-4,
             grn: Grn::Sample,
             init: Init::Small,
+            contrast: None,
         }
     }
 }
@@ -101,7 +109,8 @@ impl Default for MpMaeConfig {
 pub struct Losses {
     /// What is minimised, a scalar.
     pub total: Tensor,
-    /// Every task's own loss before weighting, in the order of the tasks; 0 if nothing of it is known in the batch.
+    /// Every task's own loss before weighting, in the order of the tasks, 0 if nothing of it is known in the batch; then `contrast`, if
+    /// there is any.
     pub tasks: Vec<(String, f32)>,
 }
 
@@ -204,6 +213,12 @@ impl MpMae {
                 };
             }
         }
+        if let Some(Contrast { weight, temperature }) = self.config.contrast {
+            let ln_eps = self.encoder.architecture().ln_eps;
+            let loss = contrast::loss(&rows, &grid, &self.params, temperature, ln_eps)?;
+            values.push((CONTRAST.to_owned(), loss.to_scalar()?));
+            total = (total + (loss.reshape(1)? * weight)?)?;
+        }
         Ok(Losses { total: total.squeeze(0)?, tasks: values })
     }
 
@@ -263,6 +278,9 @@ fn shapes(a: &Architecture, tasks: &[Task], config: &MpMaeConfig) -> Result<BTre
         if width == 0 || task.name.is_empty() || task.name.contains('.') {
             candle_core::bail!("task {:?} has nothing to predict, or a name that is empty or holds a dot", task.name);
         }
+        if task.name == CONTRAST && config.contrast.is_some() {
+            candle_core::bail!("a task is named {CONTRAST}, as the loss beside the tasks");
+        }
         if !pair(format!("pred.{}", task.name), vec![width, d]) {
             candle_core::bail!("task {} is named twice", task.name);
         }
@@ -274,6 +292,9 @@ fn shapes(a: &Architecture, tasks: &[Task], config: &MpMaeConfig) -> Result<BTre
         shapes.insert(format!("decoder.0.grn.{part}"), vec![1, 1, 1, 4 * d]);
     }
     shapes.insert("mask_token".into(), vec![1, d, 1, 1]);
+    if config.contrast.is_some() {
+        shapes.extend(contrast::shapes(a.embedding_dimension()));
+    }
     shapes.insert("log_vars".into(), vec![tasks.len()]);
     Ok(shapes)
 }

@@ -16,6 +16,7 @@ use self::data::{DataArgs, Draws, Source};
 use self::start::Start;
 use super::info::thousands;
 use super::{End, ScheduleArgs, SizeArgs, already_finished, device, end, provenance, write_encoder};
+use crate::contrast::{Contrast, Views};
 use crate::data::{Sampler, Stream, Symmetry, generator};
 use crate::mask::Mask;
 use crate::mpmae::{Losses, MpMae, MpMaeConfig};
@@ -78,6 +79,19 @@ pub struct Pretrain {
     #[arg(long)]
     no_uncertainty: bool,
 
+    /// Weight of a contrastive loss beside MP-MAE's: two views of each tile, each in part hidden and in a light of its own (and
+    /// turned, with --flips), are to be told from those of other tiles. 0 for none; a step then costs half as much
+    #[arg(long, default_value_t = 0.0, value_name = "WEIGHT", value_parser = super::not_negative)]
+    contrast: f64,
+
+    /// Temperature of the contrastive loss
+    #[arg(long, default_value_t = 0.2, value_name = "T", value_parser = super::positive, requires = "contrast")]
+    temperature: f64,
+
+    /// Light of the contrastive loss's views: gains up to exp(+-J) and offsets up to +-J standard deviations, and half as much for each band
+    #[arg(long, default_value_t = 0.3, value_name = "J", value_parser = super::not_negative, requires = "contrast")]
+    jitter: f64,
+
     /// Batches whose gradients are averaged for a step: the effective batch is --batch times this
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
     accumulate: u32,
@@ -126,7 +140,9 @@ impl Pretrain {
         let (bands, tasks) = (source.bands.len(), source.tasks());
         let model = MpMae::init(&architecture, bands, &tasks, config, &mut random, &device)?;
         let fresh = start.as_ref().map_or(Ok(Vec::new()), |start| start.load(&model))?;
-        let pretraining = Pretraining { model: &model, source: &source, seed: draws.seed, device };
+        let views = Views { turn: draws.flips, jitter: self.jitter as f32, seed: draws.seed };
+        let views = config.contrast.map(|_| views);
+        let pretraining = Pretraining { model: &model, source: &source, views, seed: draws.seed, device };
         if self.dry_run {
             return self.describe(&card, &schedule, &mut sampler, &pretraining);
         }
@@ -170,6 +186,8 @@ impl Pretrain {
             uncertainty: !self.no_uncertainty,
             grn: self.grn,
             init: self.init_std,
+            contrast: (self.contrast > 0.0)
+                .then_some(Contrast { weight: self.contrast, temperature: self.temperature }),
             ..MpMaeConfig::default()
         })
     }
@@ -195,6 +213,9 @@ impl Pretrain {
             "decoder_dim": config.decoder_dim,
             "grn": format!("{:?}", config.grn),
             "uncertainty": config.uncertainty,
+            "contrast": self.contrast,
+            "temperature": self.temperature,
+            "jitter": self.jitter,
             "epochs": schedule.epochs,
             "batch": s.batch,
             "accumulate": self.accumulate,
@@ -232,6 +253,9 @@ impl Pretrain {
         }
         if self.no_uncertainty {
             recipe.push_str(" --no-uncertainty");
+        }
+        if let Some(Contrast { weight, temperature }) = config.contrast {
+            recipe.push_str(&format!(" --contrast {weight} --temperature {temperature} --jitter {}", self.jitter));
         }
         recipe
     }
@@ -292,6 +316,8 @@ fn peak_memory() -> Option<u64> {
 struct Pretraining<'a> {
     model: &'a MpMae,
     source: &'a Source,
+    /// How a tile becomes two, if it does.
+    views: Option<Views>,
     seed: u64,
     device: Device,
 }
@@ -312,8 +338,11 @@ impl Objective for Pretraining<'_> {
     }
 
     fn loss(&self, number: u64, draws: &[(usize, Symmetry)]) -> Result<Losses> {
-        let (x, targets) = self.source.batch(number, draws, &self.device)?;
-        Ok(self.model.loss(&x, &self.mask(number, draws.len()), &targets)?)
+        let (mut x, mut targets) = self.source.batch(number, draws, &self.device)?;
+        if let Some(views) = &self.views {
+            (x, targets) = views.of(&x, &targets, self.source.predicts_input(), number)?;
+        }
+        Ok(self.model.loss(&x, &self.mask(number, x.dim(0)?), &targets)?)
     }
 
     fn tile(&self, index: usize) -> String {

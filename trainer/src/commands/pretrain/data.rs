@@ -331,6 +331,14 @@ impl Source {
         }
     }
 
+    /// Whether the first task is to predict the input.
+    pub fn predicts_input(&self) -> bool {
+        match &self.kind {
+            Kind::Arrays(..) => true,
+            Kind::Release(feed) => feed.borrow().predicts_input(),
+        }
+    }
+
     /// Input and targets of batch `number`, which consists of `draws`.
     pub fn batch(&self, number: u64, draws: &[(usize, Symmetry)], device: &Device) -> Result<(Tensor, Vec<Target>)> {
         match &self.kind {

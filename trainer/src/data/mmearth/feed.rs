@@ -132,6 +132,11 @@ impl Feed {
         format!("{row} ({})", self.release.id(row))
     }
 
+    /// Whether the first task is to predict the input.
+    pub fn predicts_input(&self) -> bool {
+        self.predicts_input
+    }
+
     /// Batch `number`: the rows of its tiles, the encoder's input `[batch, bands, crop, crop]` with missing values at 0, the mean,
     /// and one target a task, on the host. Batches that are asked for in turn are ready sooner.
     ///
