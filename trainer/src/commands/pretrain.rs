@@ -14,14 +14,16 @@ use serde_json::{Value, json};
 
 use self::data::{DataArgs, Draws, Source};
 use self::start::Start;
+use super::device::{DeviceArgs, Precision};
 use super::info::thousands;
-use super::{End, ScheduleArgs, SizeArgs, already_finished, device, end, provenance, write_encoder};
+use super::{End, ScheduleArgs, SizeArgs, already_finished, end, provenance, write_encoder};
 use crate::data::{Sampler, Stream, Symmetry, generator};
 use crate::mask::Mask;
 use crate::mpmae::{Losses, MpMae, MpMaeConfig};
 use crate::ops::Grn;
+use crate::parallel::{Group, Place};
 use crate::params::{Init, Params};
-use crate::run::{Objective, Schedule, clock, measure, stop_on_signals, train};
+use crate::run::{Objective, Outcome, Run, Schedule, clock, measure, stop_on_signals, train};
 
 /// Steps that `--dry-run` measures.
 const MEASURED: u64 = 3;
@@ -91,16 +93,29 @@ pub struct Pretrain {
     dry_run: bool,
 
     #[command(flatten)]
+    device: DeviceArgs,
+
+    #[command(flatten)]
     pub(super) schedule: ScheduleArgs,
 }
 
 impl Pretrain {
     pub(super) fn run(self) -> Result<End> {
+        let place = Place::of_process()?;
+        let device = self.device.open(place.as_ref())?;
+        let group = Group::join(place.as_ref(), &device)?;
+        group.together(|| self.run_in(&group, device))
+    }
+
+    fn run_in(&self, group: &Group, device: Device) -> Result<End> {
+        ensure!(group.size() == 1 || !self.dry_run, "--dry-run is for one process, these are {}", group.size());
+        group.part(self.schedule.batch as usize)?;
         let draws = Draws {
             batch: self.schedule.batch as usize,
             accumulate: self.accumulate as usize,
             flips: self.schedule.flips,
             seed: self.schedule.seed,
+            part: [group.rank(), group.size()],
         };
         let source = self.data.open(draws)?;
         let start = self.init.as_deref().map(|path| Start::read(path, &source.bands)).transpose()?;
@@ -121,16 +136,22 @@ impl Pretrain {
         let mut sampler =
             Sampler::new(source.tiles(), draws.batch, draws.seed, draws.flips).in_steps_of(draws.accumulate)?;
         let schedule = Schedule { lr: self.lr(&sampler), ..self.schedule.schedule() };
-        let device = device()?;
         let mut random = generator(draws.seed, Stream::Weights, 0);
         let (bands, tasks) = (source.bands.len(), source.tasks());
         let model = MpMae::init(&architecture, bands, &tasks, config, &mut random, &device)?;
         let fresh = start.as_ref().map_or(Ok(Vec::new()), |start| start.load(&model))?;
-        let pretraining = Pretraining { model: &model, source: &source, seed: draws.seed, device };
+        let precision = self.device.precision();
+        let pretraining = Pretraining { model: &model, source: &source, seed: draws.seed, device, precision, group };
         if self.dry_run {
             return self.describe(&card, &schedule, &mut sampler, &pretraining);
         }
-        let run = self.schedule.open(&self.settings(&card, &config, &schedule, &source.settings))?;
+        // The first process makes the folder, then the others look at it.
+        let run = match group.leads() {
+            true => Some(self.schedule.open(&self.settings(&card, &config, &schedule, &source.settings))?),
+            false => None,
+        };
+        group.sum(&mut [0.0])?;
+        let run = run.map_or_else(|| Run::look(&self.schedule.out), Ok)?;
         if already_finished(&run) {
             return Ok(End::Done);
         }
@@ -139,6 +160,9 @@ impl Pretrain {
         }
         stop_on_signals()?;
         let outcome = train(&run, &schedule, &mut sampler, &pretraining)?;
+        if !group.leads() {
+            return Ok(if outcome == Outcome::Complete { End::Done } else { End::Interrupted });
+        }
         end(&run, outcome, || {
             source.fit_norm(model.encoder())?;
             write_encoder(&run, model.encoder(), card)
@@ -294,6 +318,8 @@ struct Pretraining<'a> {
     source: &'a Source,
     seed: u64,
     device: Device,
+    precision: Precision,
+    group: &'a Group,
 }
 
 impl Pretraining<'_> {
@@ -312,8 +338,14 @@ impl Objective for Pretraining<'_> {
     }
 
     fn loss(&self, number: u64, draws: &[(usize, Symmetry)]) -> Result<Losses> {
-        let (x, targets) = self.source.batch(number, draws, &self.device)?;
-        Ok(self.model.loss(&x, &self.mask(number, draws.len()), &targets)?)
+        let part = self.group.part(draws.len())?;
+        let mask = self.mask(number, draws.len()).part(part.clone());
+        let (x, targets) = self.source.batch(number, &draws[part], &self.device)?;
+        Ok(self.model.loss_among(&x.to_dtype(self.precision.dtype())?, &mask, &targets, self.group)?)
+    }
+
+    fn group(&self) -> &Group {
+        self.group
     }
 
     fn tile(&self, index: usize) -> String {

@@ -406,7 +406,12 @@ impl CustomOp2 for Pick {
 }
 
 /// AdamW: `moment` becomes `keep` times itself plus `1 - keep` times the gradient, or its square.
-pub fn adamw_moment(moment: (&CudaStorage, &Layout), g: (&CudaStorage, &Layout), keep: f64, square: bool) -> Result<()> {
+pub fn adamw_moment(
+    moment: (&CudaStorage, &Layout),
+    g: (&CudaStorage, &Layout),
+    keep: f64,
+    square: bool,
+) -> Result<()> {
     let gpu = Gpu { device: moment.0.device().clone() };
     let (moment, g) = (view(moment.0, moment.1)?, view(g.0, g.1)?);
     let n = moment.len();
@@ -416,13 +421,46 @@ pub fn adamw_moment(moment: (&CudaStorage, &Layout), g: (&CudaStorage, &Layout),
 }
 
 /// AdamW: `p` becomes `keep` times itself less `rate` times mean over (root of square * `root` + `eps`).
-pub fn adamw_update(
-    [p, mean, square]: [(&CudaStorage, &Layout); 3],
-    [keep, rate, root, eps]: [f64; 4],
-) -> Result<()> {
+pub fn adamw_update([p, mean, square]: [(&CudaStorage, &Layout); 3], [keep, rate, root, eps]: [f64; 4]) -> Result<()> {
     let gpu = Gpu { device: p.0.device().clone() };
     let (p, mean, square) = (view(p.0, p.1)?, view(mean.0, mean.1)?, view(square.0, square.1)?);
     let numbers = [keep, rate, root, eps].map(|v| Arg::from(v as f32));
     let arguments = [&[p.into(), mean.into(), square.into()], &numbers[..], &[p.len().into()]].concat();
     Launcher::new(&gpu, Kind::F32).plain("adamw_update", p.len(), &arguments)
+}
+
+/// The first GPU for tests, if there is one.
+#[cfg(test)]
+pub fn bench() -> Option<Box<dyn super::tests::Bench>> {
+    let device = candle_core::Device::new_cuda_with_stream(0).ok()?;
+    Some(Box::new(Gpu { device: device.as_cuda_device().ok()?.clone() }))
+}
+
+#[cfg(test)]
+impl super::tests::Bench for Gpu {
+    fn put(&self, kind: Kind, values: &[f32]) -> Memory {
+        match kind {
+            Kind::Bf16 => {
+                let values: Vec<bf16> = values.iter().map(|v| bf16::from_f32(*v)).collect();
+                self.own(kind, self.device.clone_htod(&values).unwrap())
+            }
+            _ => self.own(kind, self.device.clone_htod(values).unwrap()),
+        }
+    }
+
+    fn read(&self, view: View) -> Vec<f32> {
+        use candle_core::cuda_backend::cudarc::driver::result::memcpy_dtoh_sync;
+        self.device.cuda_stream().synchronize().unwrap();
+        // SAFETY: the view holds that many values of its kind, and all work on them is done.
+        unsafe {
+            if view.kind() == Kind::Bf16 {
+                let mut values = vec![bf16::ZERO; view.len()];
+                memcpy_dtoh_sync(&mut values, view.address()).unwrap();
+                return values.iter().map(|v| v.to_f32()).collect();
+            }
+            let mut values = vec![0f32; view.len()];
+            memcpy_dtoh_sync(&mut values, view.address()).unwrap();
+            values
+        }
+    }
 }
