@@ -41,7 +41,7 @@ fn main() -> Result<()> {
     let Some(architecture) = Architecture::named("atto", SIDE as u16, 8) else {
         candle_core::bail!("no size is named atto");
     };
-    let device = Device::new_cuda_with_stream(0)?;
+    let device = nadir_trainer::ops::open_gpu(0)?;
     let task = |(name, n, pixel, classes): (&str, usize, bool, bool)| {
         let kind = match (pixel, classes) {
             (true, false) => TaskKind::PixelRegression { channels: n, normalise_patches: name == "sentinel2" },

@@ -163,12 +163,13 @@ impl Group {
             return done;
         }
         let done = done.with_context(|| format!("process {} of {}", self.rank, self.size));
-        match (&self.link, &done) {
-            #[cfg(feature = "mpi")]
-            (Link::Mpi(world), Err(error)) => world.abort(error),
-            #[cfg(feature = "nccl")]
-            (Link::Nccl(ring), _) => ring.leave(done.as_ref().err()),
-            _ => {}
+        #[cfg(feature = "mpi")]
+        if let (Link::Mpi(world), Err(error)) = (&self.link, &done) {
+            world.abort(error);
+        }
+        #[cfg(feature = "nccl")]
+        if let Link::Nccl(ring) = &self.link {
+            ring.leave(done.as_ref().err());
         }
         done
     }

@@ -61,7 +61,7 @@ fn run(device: &Device, dtype: DType, grn: Grn) -> [Vec<f64>; 3] {
 
 #[test]
 fn cuda_equals_the_cpu() {
-    let Ok(device) = Device::new_cuda_with_stream(0) else {
+    let Ok(device) = nadir_trainer::ops::open_gpu(0) else {
         eprintln!("SKIPPED: there is no GPU");
         return;
     };

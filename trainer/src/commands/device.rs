@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 
@@ -90,18 +90,12 @@ pub fn usual(local: usize) -> Result<Device> {
 
 #[cfg(feature = "cuda")]
 fn gpu(number: usize) -> Result<Device> {
-    let device = Device::new_cuda_with_stream(number).with_context(|| format!("cannot open GPU {number}"))?;
-    // SAFETY: all work of this program goes into this device's one stream, so no use has to wait for another.
-    #[allow(unsafe_code)]
-    unsafe {
-        device.as_cuda_device()?.disable_event_tracking();
-    }
-    Ok(device)
+    anyhow::Context::with_context(crate::ops::open_gpu(number), || format!("cannot open GPU {number}"))
 }
 
 #[cfg(not(feature = "cuda"))]
 fn gpu(number: usize) -> Result<Device> {
-    bail!("cannot open GPU {number}: this program was built without CUDA (cargo feature cuda)")
+    anyhow::bail!("cannot open GPU {number}: this program was built without CUDA (cargo feature cuda)")
 }
 
 #[cfg(test)]

@@ -219,6 +219,7 @@ impl Pretrain {
             "decoder_dim": config.decoder_dim,
             "grn": format!("{:?}", config.grn),
             "uncertainty": config.uncertainty,
+            "precision": format!("{:?}", self.device.precision()),
             "epochs": schedule.epochs,
             "batch": s.batch,
             "accumulate": self.accumulate,

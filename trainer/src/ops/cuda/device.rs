@@ -14,15 +14,24 @@ use candle_core::cuda_backend::cudarc::cublas::{result::gemm_ex, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
+    CpuStorage, CudaDevice, CudaStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor,
 };
 use half::bf16;
 
+use super::chain::Trace;
 use super::linear::{LayerNorm, Linear};
-use super::{Arg, BLOCK, DeviceLayer, Kind, Launcher, Machine, Matrix, Memory, Trace, View, losses};
+use super::{Arg, BLOCK, DeviceLayer, Kind, Launcher, Machine, Matrix, Memory, View, losses};
 
 /// The kernels, from `build.rs`.
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+
+/// GPU `number`, for use by [`crate::ops`] and candle.
+pub fn open(number: usize) -> Result<Device> {
+    let device = Device::new_cuda_with_stream(number)?;
+    // SAFETY: all work of this program goes into this device's one stream, so no use has to wait for another.
+    unsafe { device.as_cuda_device()?.disable_event_tracking() };
+    Ok(device)
+}
 
 struct Gpu {
     device: CudaDevice,
@@ -432,7 +441,7 @@ pub fn adamw_update([p, mean, square]: [(&CudaStorage, &Layout); 3], [keep, rate
 /// The first GPU for tests, if there is one.
 #[cfg(test)]
 pub fn bench() -> Option<Box<dyn super::tests::Bench>> {
-    let device = candle_core::Device::new_cuda_with_stream(0).ok()?;
+    let device = open(0).ok()?;
     Some(Box::new(Gpu { device: device.as_cuda_device().ok()?.clone() }))
 }
 

@@ -35,7 +35,7 @@ pub trait Bench: Machine {
 fn machines() -> Vec<Box<dyn Bench>> {
     let mut all: Vec<Box<dyn Bench>> = Vec::new();
     for reversed in [false, true] {
-        all.extend(Emulator::new(reversed).map(|machine| Box::new(machine) as _));
+        all.extend(Emulator::new(reversed).map(|machine| Box::new(machine) as Box<dyn Bench>));
     }
     #[cfg(feature = "cuda")]
     match super::device::bench() {
@@ -66,15 +66,15 @@ type Passes = [Vec<f32>; 3];
 /// Both passes of a layer on every machine. Those of the host must agree to the bit: the order of the threads must not
 /// matter.
 fn passes(layer: &dyn DeviceLayer, kind: Kind, x: &[f32], p: &[f32], g: &[f32]) -> Vec<Passes> {
-    let run = |machine: &Box<dyn Bench>| {
-        let l = Launcher::new(&**machine, kind);
+    let run = |machine: &dyn Bench| {
+        let l = Launcher::new(machine, kind);
         let (x, p, g) = (machine.put(kind, x), machine.put(Kind::F32, p), machine.put(kind, g));
         let (out, trace) = super::forward(&l, &[layer], x.view(), p.view(), true).unwrap();
         let out_values = machine.read(out.view());
         let (x_grad, p_grad) = super::backward(&l, &[layer], x.view(), p.view(), g.view(), trace.unwrap()).unwrap();
         [out_values, x_grad.map_or(Vec::new(), |x| machine.read(x.view())), machine.read(p_grad.view())]
     };
-    let mut all: Vec<Passes> = machines().iter().map(run).collect();
+    let mut all: Vec<Passes> = machines().iter().map(|machine| run(&**machine)).collect();
     if all.len() > 1 {
         let first = all.remove(0);
         assert!(first == all[0], "the result depends on the order of the threads, or is not a number");
@@ -101,12 +101,31 @@ fn exact(
         at += n;
     }
     assert_eq!(at, p.len());
+    let weights = |y: &Tensor| Tensor::from_vec(wide(g), y.shape(), &Device::Cpu).unwrap();
+    let score = |tensors: &[Tensor]| {
+        let y = f(tensors).unwrap();
+        let score = (&y * weights(&y)).unwrap().sum_all().unwrap();
+        (y, score)
+    };
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-    let y = f(&tensors).unwrap();
-    let weights = Tensor::from_vec(wide(g), y.shape(), &Device::Cpu).unwrap();
-    let gradients = (&y * weights).unwrap().sum_all().unwrap().backward().unwrap();
+    let (y, total) = score(&tensors);
+    let gradients = total.backward().unwrap();
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let grads: Vec<Vec<f64>> = vars.iter().map(|v| flat(gradients.get(v).unwrap())).collect();
+
+    // The gradients themselves by a central difference along one direction through all values.
+    let directions: Vec<Vec<f64>> =
+        tensors.iter().map(|v| (0..v.elem_count()).map(|i| (i * 7919 % 1013) as f64 / 506.0 - 1.0).collect()).collect();
+    let moved = |by: f64| {
+        let shift = |(v, d): (&Tensor, &Vec<f64>)| {
+            (v.detach() + (Tensor::from_slice(d, v.shape(), &Device::Cpu).unwrap() * by).unwrap()).unwrap()
+        };
+        let shifted: Vec<Tensor> = tensors.iter().zip(&directions).map(shift).collect();
+        score(&shifted).1.to_scalar::<f64>().unwrap()
+    };
+    let slope = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+    let dot: f64 = grads.iter().flatten().zip(directions.iter().flatten()).map(|(g, d)| g * d).sum();
+    assert!((slope - dot).abs() <= 1e-5 * (1.0 + slope.abs()), "a difference gives {slope}, the gradients {dot}");
     [flat(&y), grads[0].clone(), grads[1..].concat()]
 }
 
@@ -138,7 +157,7 @@ fn check(
         }
         for passes in &all {
             for ((part, got), exact) in
-                ["output", "input's gradient", "parameters' gradient"].iter().zip(&passes).zip(&exact)
+                ["output", "input's gradient", "parameters' gradient"].iter().zip(passes).zip(&exact)
             {
                 let error = relative(got, exact);
                 assert!(error <= bound, "{what}, {kind:?}: {part}: relative error {error:.1e}");
