@@ -8,7 +8,7 @@
 //! | [`mpmae`] | the encoder with MP-MAE's decoder, heads and losses |
 //! | [`optim`] | AdamW and the learning rate |
 //! | [`ops`] | fused operations with their gradients |
-| [`parallel`] | several processes that train one model |
+//! | [`parallel`] | several processes that train one model |
 //! | [`data`], [`run`], [`chart`] | tiles and tables, the run folder, the loss curve |
 //! | [`import`], [`export`] | checkpoints from elsewhere; ONNX and PyTorch files |
 //! | [`distill`], [`probe`], [`commands`] | what the command line offers |

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::backprop::GradStore;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
+use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var};
 use nadir_formats::Tensor as Array;
 use rayon::prelude::*;

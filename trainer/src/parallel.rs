@@ -102,7 +102,10 @@ impl Group {
     /// If the tiles cannot be shared out evenly.
     pub fn part(&self, n: usize) -> Result<Range<usize>> {
         let size = self.size;
-        ensure!(n.is_multiple_of(size), "a batch of {n} tiles cannot be shared evenly by {size} processes; see --batch");
+        ensure!(
+            n.is_multiple_of(size),
+            "a batch of {n} tiles cannot be shared evenly by {size} processes; see --batch"
+        );
         Ok(self.rank * (n / size)..(self.rank + 1) * (n / size))
     }
 

@@ -31,7 +31,8 @@ fn run(device: &Device, dtype: DType, grn: Grn) -> [Vec<f64>; 3] {
         TaskKind::ImageRegression { width: 5 },
         TaskKind::ImageClassification { classes: 7 },
     ];
-    let tasks: Vec<Task> = kinds.iter().enumerate().map(|(i, kind)| Task { name: format!("t{i}"), kind: *kind }).collect();
+    let tasks: Vec<Task> =
+        kinds.iter().enumerate().map(|(i, kind)| Task { name: format!("t{i}"), kind: *kind }).collect();
     let config = MpMaeConfig { decoder_dim: 48, grn, ..MpMaeConfig::default() };
     let model = MpMae::init(&architecture, 4, &tasks, config, &mut rng, device).unwrap();
     // Weights as large as those of a trained model, or hardly any gradient flows.

@@ -256,7 +256,15 @@ impl Clock {
 }
 
 /// Writes the means of a span, if there is where to, and opens the next.
-fn log(run: Option<&Run>, kind: Span, step: u64, epoch: f64, lr: f64, sums: &mut Sums, clock: &mut Clock) -> Result<Metrics> {
+fn log(
+    run: Option<&Run>,
+    kind: Span,
+    step: u64,
+    epoch: f64,
+    lr: f64,
+    sums: &mut Sums,
+    clock: &mut Clock,
+) -> Result<Metrics> {
     let ((loss, tasks), gradient_norm) = (sums.means(), sums.gradient_norm());
     let tiles_per_second = clock.tiles as f64 / clock.since.elapsed().as_secs_f64().max(1e-9);
     let metrics = Metrics { kind, epoch, step, loss, tasks, gradient_norm, lr, tiles_per_second };

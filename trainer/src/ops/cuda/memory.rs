@@ -137,7 +137,8 @@ pub enum Arg {
 impl Arg {
     /// An `int`'s value; fails if it does not fit.
     pub fn int(value: usize) -> Result<i32> {
-        i32::try_from(value).map_err(|_| candle_core::Error::msg(format!("{value} is too large for a kernel: split it")))
+        i32::try_from(value)
+            .map_err(|_| candle_core::Error::msg(format!("{value} is too large for a kernel: split it")))
     }
 }
 

@@ -33,7 +33,9 @@ use crate::mask::Mask;
 pub use chain::DeviceLayer;
 use chain::{backward, forward};
 #[cfg(feature = "cuda")]
-pub use device::{adamw_moment, adamw_update, chained, cross_entropy, layer_norm, linear, open, pick, weighted_squares};
+pub use device::{
+    adamw_moment, adamw_update, chained, cross_entropy, layer_norm, linear, open, pick, weighted_squares,
+};
 pub use memory::{Arg, Kind, Matrix, Memory, View, rows, transposed};
 
 /// Threads of a block, the same for all kernels: across channels, across rows.
@@ -119,15 +121,7 @@ impl<'a> Launcher<'a> {
 
     /// Runs a kernel that sums over `n` rows (or runs of rows) in parts of `width` values, and puts the sums of the
     /// parts into each of `outs`, one after the other. The kernel takes the parts first and the rows of a part last.
-    pub fn sums(
-        &self,
-        kernel: &str,
-        n: usize,
-        d: usize,
-        width: usize,
-        arguments: &[Arg],
-        outs: &[View],
-    ) -> Result<()> {
+    pub fn sums(&self, kernel: &str, n: usize, d: usize, width: usize, arguments: &[Arg], outs: &[View]) -> Result<()> {
         // It depends on the shape alone, so sums come out the same on every GPU.
         let each = n.div_ceil(512).max(64);
         let count = n.div_ceil(each);
