@@ -11,8 +11,9 @@ const PATCH_EPS: f64 = 1e-6;
 
 /// A task's target in the order of its prediction.
 pub(crate) enum Truth {
-    /// The loss is the sum of `weights * (prediction - values)^2`; both shaped like the prediction.
-    Values { values: Tensor, weights: Tensor },
+    /// The loss is the sum of `weights * (prediction - values)^2`; both shaped like the prediction. It is a mean over
+    /// `known` patches or values.
+    Values { values: Tensor, weights: Tensor, known: usize },
     /// The loss is the mean cross entropy over the labels that are classes; one label per row of logits.
     Labels { labels: Vec<u32>, classes: usize },
     /// Nothing is known.
@@ -48,8 +49,8 @@ impl Truth {
                 let flat: Vec<f32> = flat.to_vec1()?;
                 let mut rows = gather(&flat, channels, mask, patch);
                 let width = patch * patch * channels;
-                let weights = weigh_patches(&mut rows, width, normalise_patches);
-                Self::values(rows, weights, width, device)
+                let (weights, known) = weigh_patches(&mut rows, width, normalise_patches);
+                Self::values(rows, weights, known, width, device)
             }
             TaskKind::ImageRegression { width } => {
                 let mut values: Vec<f32> = flat.to_vec1()?;
@@ -57,7 +58,7 @@ impl Truth {
                 let weight = 1.0 / known.max(1) as f32;
                 let weights = values.iter().map(|v| if v.is_nan() { 0.0 } else { weight }).collect();
                 values.iter_mut().filter(|v| v.is_nan()).for_each(|v| *v = 0.0);
-                Self::values(values, weights, width, device)
+                Self::values(values, weights, known, width, device)
             }
             TaskKind::PixelClassification { classes } => {
                 let labels = checked(&flat.to_vec1()?, classes, &task.name)?;
@@ -69,13 +70,13 @@ impl Truth {
         }
     }
 
-    fn values(values: Vec<f32>, weights: Vec<f32>, width: usize, device: &Device) -> Result<Self> {
-        if weights.iter().all(|w| *w == 0.0) {
+    fn values(values: Vec<f32>, weights: Vec<f32>, known: usize, width: usize, device: &Device) -> Result<Self> {
+        if known == 0 {
             return Ok(Self::Nothing);
         }
         let shape = (values.len() / width, width);
         let (values, weights) = (Tensor::from_vec(values, shape, device)?, Tensor::from_vec(weights, shape, device)?);
-        Ok(Self::Values { values, weights })
+        Ok(Self::Values { values, weights, known })
     }
 
     fn labels(labels: Vec<u32>, classes: usize) -> Self {
@@ -85,11 +86,20 @@ impl Truth {
         }
     }
 
+    /// Over how many patches, values or labels the loss is a mean.
+    pub fn known(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Values { known, .. } => *known,
+            Self::Labels { labels, .. } => labels.iter().filter(|label| **label != IGNORED).count(),
+        }
+    }
+
     /// The scalar loss of the prediction, which is only computed if anything is known.
     pub fn loss(&self, prediction: impl FnOnce() -> Result<Tensor>) -> Result<Option<Tensor>> {
         match self {
             Self::Nothing => Ok(None),
-            Self::Values { values, weights } => Ok(Some(ops::weighted_squares(&prediction()?, values, weights)?)),
+            Self::Values { values, weights, .. } => Ok(Some(ops::weighted_squares(&prediction()?, values, weights)?)),
             Self::Labels { labels, classes } => {
                 let logits = prediction()?.reshape((labels.len(), *classes))?;
                 Ok(Some(ops::cross_entropy(&logits, labels)?))
@@ -128,8 +138,8 @@ fn gather<T: Copy>(flat: &[T], channels: usize, mask: &Mask, patch: usize) -> Ve
 }
 
 /// The weights that make a weighted sum of squared errors the mean over patches of the mean over a patch's known
-/// values. Unknown values become 0; with `normalise` each patch's known values get zero mean and unit variance.
-fn weigh_patches(rows: &mut [f32], width: usize, normalise: bool) -> Vec<f32> {
+/// values, and the number of patches. Unknown values become 0; with `normalise` each patch's known values get zero mean and unit variance.
+fn weigh_patches(rows: &mut [f32], width: usize, normalise: bool) -> (Vec<f32>, usize) {
     let mut weights = vec![0f32; rows.len()];
     let mut patches = 0usize;
     for (row, weights) in rows.chunks_exact_mut(width).zip(weights.chunks_exact_mut(width)) {
@@ -153,5 +163,5 @@ fn weigh_patches(rows: &mut [f32], width: usize, normalise: bool) -> Vec<f32> {
     }
     let scale = 1.0 / patches.max(1) as f32;
     weights.iter_mut().for_each(|w| *w *= scale);
-    weights
+    (weights, patches)
 }

@@ -51,6 +51,12 @@ impl Mask {
         Ok(Self { side: patches_per_side, batch: visible.len(), kept, visible: flat })
     }
 
+    /// The mask of the samples in `part` alone.
+    pub fn part(&self, part: std::ops::Range<usize>) -> Self {
+        let visible = self.visible[part.start * self.kept..part.end * self.kept].to_vec();
+        Self { batch: part.len(), visible, ..*self }
+    }
+
     /// Number of samples.
     pub fn batch(&self) -> usize {
         self.batch

@@ -12,6 +12,7 @@ use crate::loss::Truth;
 use crate::mask::Mask;
 use crate::ops::grid::Grid;
 use crate::ops::{self, BlockParams, Grn};
+use crate::parallel::Group;
 use crate::params::{Init, Params, fresh};
 
 /// What the loss of [`crate::contrast`] is called among those of the tasks.
@@ -173,6 +174,12 @@ impl MpMae {
     /// Pixel tasks count on hidden patches alone. Missing values are left out of every mean (MMEarth's own code trains
     /// some of them as zeros); a task of which nothing is known in the batch is left out of the total.
     pub fn loss(&self, x: &Tensor, mask: &Mask, targets: &[Target]) -> Result<Losses> {
+        self.loss_among(x, mask, targets, &Group::ALONE)
+    }
+
+    /// As [`loss`](Self::loss), on this process's part of a batch: the sums over the group of totals, of tasks' losses and
+    /// of gradients are those of the whole batch. See [`parallel`](crate::parallel).
+    pub fn loss_among(&self, x: &Tensor, mask: &Mask, targets: &[Target], group: &Group) -> Result<Losses> {
         if targets.len() != self.tasks.len() {
             candle_core::bail!("{} targets for {} tasks", targets.len(), self.tasks.len());
         }
@@ -181,9 +188,13 @@ impl MpMae {
         let hidden = ops::pick(&decoded, hidden_rows(mask), None)?;
         let mut pooled = None;
         let patch = usize::from(self.encoder.architecture().patch_size);
+        let truth = |(task, target)| Truth::new(task, target, mask, patch, x.device());
+        let truths = self.tasks.iter().zip(targets).map(truth).collect::<Result<Vec<_>>>()?;
+        let known: Vec<usize> = truths.iter().map(Truth::known).collect();
+        let shares = group.shares(&known).map_err(|error| candle_core::Error::msg(format!("{error:#}")))?;
         let mut total = self.params.get("log_vars").narrow(0, 0, 1)?.affine(0.0, 0.0)?;
         let mut values = Vec::with_capacity(self.tasks.len());
-        for (at, (task, target)) in self.tasks.iter().zip(targets).enumerate() {
+        for (at, ((task, truth), (share, anywhere))) in self.tasks.iter().zip(&truths).zip(shares).enumerate() {
             let head = |x: &Tensor| {
                 let get = |part: &str| self.params.get(&format!("pred.{}.{part}", task.name));
                 ops::linear(x, get("weight"), get("bias"))
@@ -195,27 +206,33 @@ impl MpMae {
                 Some(pooled) if !task.kind.per_pixel() => pooled,
                 _ => &hidden,
             };
-            let truth = Truth::new(task, target, mask, patch, x.device())?;
-            let loss = truth.loss(|| head(from))?;
+            let mut loss = truth.loss(|| head(from))?;
+            if group.size() > 1 {
+                loss = loss.map(|loss| loss * share).transpose()?;
+            }
             let value = match &loss {
                 Some(loss) => loss.to_scalar::<f32>()?,
                 None => 0.0,
             };
             values.push((task.name.clone(), value));
+            let s = self.params.get("log_vars").narrow(0, at, 1)?;
             if let Some(loss) = loss.filter(|_| value != 0.0) {
                 let loss = loss.reshape(1)?;
                 total = match self.config.uncertainty {
-                    true => {
-                        let s = self.params.get("log_vars").narrow(0, at, 1)?;
-                        ((total + (s.neg()?.exp()? * loss)?)? + s)?
-                    }
+                    true => (total + (s.neg()?.exp()? * loss)?)?,
                     false => (total + loss)?,
                 };
+            }
+            // A task that another process knows something of has its term here too.
+            let counts = value != 0.0 || (anywhere && group.size() > 1);
+            if counts && self.config.uncertainty {
+                total = (total + (s / group.size() as f64)?)?;
             }
         }
         if let Some(Contrast { weight, temperature }) = self.config.contrast {
             let ln_eps = self.encoder.architecture().ln_eps;
-            let loss = contrast::loss(&rows, &grid, &self.params, temperature, ln_eps)?;
+            // Each process tells its own views apart.
+            let loss = (contrast::loss(&rows, &grid, &self.params, temperature, ln_eps)? / group.size() as f64)?;
             values.push((CONTRAST.to_owned(), loss.to_scalar()?));
             total = (total + (loss.reshape(1)? * weight)?)?;
         }

@@ -47,9 +47,7 @@ enum Link {
 
 impl Group {
     /// One process by itself.
-    pub fn alone() -> Self {
-        Self { rank: 0, size: 1, link: Link::Alone }
-    }
+    pub const ALONE: Self = Self { rank: 0, size: 1, link: Link::Alone };
 
     /// The processes that a launcher started (see [`Place::find`]), with `device` this one's; one by itself if none did.
     ///
@@ -57,7 +55,7 @@ impl Group {
     /// If the launcher's variables are incomplete, this program is not built for several processes, or the others cannot
     /// be reached.
     pub fn join(place: Option<&Place>, device: &Device) -> Result<Self> {
-        let Some(place) = place.filter(|place| place.size > 1) else { return Ok(Self::alone()) };
+        let Some(place) = place.filter(|place| place.size > 1) else { return Ok(Self::ALONE) };
         let (rank, size) = (place.rank, place.size);
         let link = if device.is_cuda() { Self::gpus(place, device)? } else { Self::cpus(place)? };
         Ok(Self { rank, size, link })
@@ -168,12 +166,13 @@ impl Group {
             return done;
         }
         let done = done.with_context(|| format!("process {} of {}", self.rank, self.size));
-        match (&self.link, &done) {
-            #[cfg(feature = "mpi")]
-            (Link::Mpi(world), Err(error)) => world.abort(error),
-            #[cfg(feature = "nccl")]
-            (Link::Nccl(ring), _) => ring.leave(done.as_ref().err()),
-            _ => {}
+        #[cfg(feature = "mpi")]
+        if let (Link::Mpi(world), Err(error)) = (&self.link, &done) {
+            world.abort(error);
+        }
+        #[cfg(feature = "nccl")]
+        if let Link::Nccl(ring) = &self.link {
+            ring.leave(done.as_ref().err());
         }
         done
     }

@@ -2,6 +2,7 @@
 
 mod config;
 mod data;
+mod device;
 mod distill;
 mod embed;
 mod export;
@@ -98,10 +99,7 @@ impl Cli {
 
 /// Where computation happens: on the GPU if built for one and there is one, otherwise on the CPU.
 fn device() -> Result<Device> {
-    #[cfg(feature = "cuda")]
-    return Device::cuda_if_available(0).context("cannot open the GPU");
-    #[cfg(not(feature = "cuda"))]
-    Ok(Device::Cpu)
+    device::usual(0)
 }
 
 /// Which tiles a training uses.

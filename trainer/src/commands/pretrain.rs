@@ -14,15 +14,17 @@ use serde_json::{Value, json};
 
 use self::data::{DataArgs, Draws, Source};
 use self::start::Start;
+use super::device::{DeviceArgs, Precision};
 use super::info::thousands;
-use super::{End, ScheduleArgs, SizeArgs, already_finished, device, end, provenance, write_encoder};
+use super::{End, ScheduleArgs, SizeArgs, already_finished, end, provenance, write_encoder};
 use crate::contrast::{Contrast, Views};
 use crate::data::{Sampler, Stream, Symmetry, generator};
 use crate::mask::Mask;
 use crate::mpmae::{Losses, MpMae, MpMaeConfig};
 use crate::ops::Grn;
+use crate::parallel::{Group, Place};
 use crate::params::{Init, Params};
-use crate::run::{Objective, Schedule, clock, measure, stop_on_signals, train};
+use crate::run::{Objective, Outcome, Run, Schedule, clock, measure, stop_on_signals, train};
 
 /// Steps that `--dry-run` measures.
 const MEASURED: u64 = 3;
@@ -105,16 +107,29 @@ pub struct Pretrain {
     dry_run: bool,
 
     #[command(flatten)]
+    device: DeviceArgs,
+
+    #[command(flatten)]
     pub(super) schedule: ScheduleArgs,
 }
 
 impl Pretrain {
     pub(super) fn run(self) -> Result<End> {
+        let place = Place::of_process()?;
+        let device = self.device.open(place.as_ref())?;
+        let group = Group::join(place.as_ref(), &device)?;
+        group.together(|| self.run_in(&group, device))
+    }
+
+    fn run_in(&self, group: &Group, device: Device) -> Result<End> {
+        ensure!(group.size() == 1 || !self.dry_run, "--dry-run is for one process, these are {}", group.size());
+        group.part(self.schedule.batch as usize)?;
         let draws = Draws {
             batch: self.schedule.batch as usize,
             accumulate: self.accumulate as usize,
             flips: self.schedule.flips,
             seed: self.schedule.seed,
+            part: [group.rank(), group.size()],
         };
         let source = self.data.open(draws)?;
         let start = self.init.as_deref().map(|path| Start::read(path, &source.bands)).transpose()?;
@@ -135,18 +150,25 @@ impl Pretrain {
         let mut sampler =
             Sampler::new(source.tiles(), draws.batch, draws.seed, draws.flips).in_steps_of(draws.accumulate)?;
         let schedule = Schedule { lr: self.lr(&sampler), ..self.schedule.schedule() };
-        let device = device()?;
         let mut random = generator(draws.seed, Stream::Weights, 0);
         let (bands, tasks) = (source.bands.len(), source.tasks());
         let model = MpMae::init(&architecture, bands, &tasks, config, &mut random, &device)?;
         let fresh = start.as_ref().map_or(Ok(Vec::new()), |start| start.load(&model))?;
         let views = Views { turn: draws.flips, jitter: self.jitter as f32, seed: draws.seed };
         let views = config.contrast.map(|_| views);
-        let pretraining = Pretraining { model: &model, source: &source, views, seed: draws.seed, device };
+        let precision = self.device.precision();
+        let pretraining =
+            Pretraining { model: &model, source: &source, views, seed: draws.seed, device, precision, group };
         if self.dry_run {
             return self.describe(&card, &schedule, &mut sampler, &pretraining);
         }
-        let run = self.schedule.open(&self.settings(&card, &config, &schedule, &source.settings))?;
+        // The first process makes the folder, then the others look at it.
+        let run = match group.leads() {
+            true => Some(self.schedule.open(&self.settings(&card, &config, &schedule, &source.settings))?),
+            false => None,
+        };
+        group.sum(&mut [0.0])?;
+        let run = run.map_or_else(|| Run::look(&self.schedule.out), Ok)?;
         if already_finished(&run) {
             return Ok(End::Done);
         }
@@ -155,6 +177,9 @@ impl Pretrain {
         }
         stop_on_signals()?;
         let outcome = train(&run, &schedule, &mut sampler, &pretraining)?;
+        if !group.leads() {
+            return Ok(if outcome == Outcome::Complete { End::Done } else { End::Interrupted });
+        }
         end(&run, outcome, || {
             source.fit_norm(model.encoder())?;
             write_encoder(&run, model.encoder(), card)
@@ -216,6 +241,7 @@ impl Pretrain {
             "contrast": self.contrast,
             "temperature": self.temperature,
             "jitter": self.jitter,
+            "precision": format!("{:?}", self.device.precision()),
             "epochs": schedule.epochs,
             "batch": s.batch,
             "accumulate": self.accumulate,
@@ -320,6 +346,8 @@ struct Pretraining<'a> {
     views: Option<Views>,
     seed: u64,
     device: Device,
+    precision: Precision,
+    group: &'a Group,
 }
 
 impl Pretraining<'_> {
@@ -338,11 +366,22 @@ impl Objective for Pretraining<'_> {
     }
 
     fn loss(&self, number: u64, draws: &[(usize, Symmetry)]) -> Result<Losses> {
-        let (mut x, mut targets) = self.source.batch(number, draws, &self.device)?;
-        if let Some(views) = &self.views {
-            (x, targets) = views.of(&x, &targets, self.source.predicts_input(), number)?;
-        }
-        Ok(self.model.loss(&x, &self.mask(number, x.dim(0)?), &targets)?)
+        let part = self.group.part(draws.len())?;
+        let (mut x, mut targets) = self.source.batch(number, &draws[part.clone()], &self.device)?;
+        let mask = match &self.views {
+            None => self.mask(number, draws.len()).part(part),
+            Some(views) => {
+                // Each process has views and masks of its own.
+                let own = number * self.group.size() as u64 + self.group.rank() as u64;
+                (x, targets) = views.of(&x, &targets, self.source.predicts_input(), own)?;
+                self.mask(own, x.dim(0)?)
+            }
+        };
+        Ok(self.model.loss_among(&x.to_dtype(self.precision.dtype())?, &mask, &targets, self.group)?)
+    }
+
+    fn group(&self) -> &Group {
+        self.group
     }
 
     fn tile(&self, index: usize) -> String {

@@ -42,7 +42,8 @@ pub fn chain(x: &Tensor, layers: Vec<Box<dyn Layer>>, parameters: &[&Tensor]) ->
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         let channels = layers.last().map_or(1, |layer| layer.channels());
-        return super::cuda::chained(x, layers.into_iter().map(|layer| layer as _).collect(), &flat, channels);
+        let layers = layers.into_iter().map(|layer| -> Box<dyn Elsewhere> { layer }).collect();
+        return super::cuda::chained(x, layers, &flat, channels);
     }
     let track = x.track_op() || flat.track_op();
     x.contiguous()?.apply_op2(&flat, Chain { layers, track, traces: Mutex::default() })

@@ -48,8 +48,7 @@ impl Grid {
     }
 
     /// The mask that hides positions, and positions a side of a patch; nothing if no position is hidden.
-    #[cfg(any(feature = "cuda", test))]
-    pub(crate) fn mask(&self) -> Option<(&Mask, usize)> {
+    pub fn mask(&self) -> Option<(&Mask, usize)> {
         self.mask.as_ref().map(|(mask, cells)| (&**mask, *cells))
     }
 

@@ -314,4 +314,6 @@ pub fn pick(x: &Tensor, index: Vec<u32>, fill: Option<&Tensor>) -> Result<Tensor
 }
 
 #[cfg(feature = "cuda")]
+pub use cuda::open as open_gpu;
+#[cfg(feature = "cuda")]
 pub(crate) use cuda::{adamw_moment, adamw_update};

@@ -1,9 +1,10 @@
 //! The gradients of a step: the mean over its micro-batches, and their norm.
 
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Storage, Tensor};
+use candle_core::{Result, Storage, Tensor, Var};
 use rayon::prelude::*;
 
+use crate::parallel::Group;
 use crate::params::Params;
 
 /// Sums of gradients.
@@ -45,6 +46,32 @@ impl Gradients {
         Ok(None)
     }
 
+    /// Adds the sums of all processes of the group up; each then has the same.
+    pub fn gather(&mut self, params: &Params, group: &Group) -> anyhow::Result<()> {
+        if group.size() == 1 {
+            return Ok(());
+        }
+        let sum = self.sum.get_or_insert_default();
+        let own = |var: &Var| sum.get(var).is_some();
+        let mut present: Vec<f64> = params.vars().map(|(_, var)| f64::from(u8::from(own(var)))).collect();
+        group.sum(&mut present)?;
+        let flat = |(_, var): (&str, &Var)| match sum.get(var) {
+            Some(gradient) => gradient.detach().flatten_all(),
+            None => Tensor::zeros(var.elem_count(), var.dtype(), var.device()),
+        };
+        let flat = params.vars().map(flat).collect::<Result<Vec<_>>>()?;
+        let flat = group.sum_tensor(&Tensor::cat(&flat, 0)?)?;
+        let mut at = 0;
+        for ((_, var), present) in params.vars().zip(present) {
+            // A parameter that no process has a gradient of has none.
+            if present > 0.0 {
+                sum.insert(var, flat.narrow(0, at, var.elem_count())?.reshape(var.shape())?);
+            }
+            at += var.elem_count();
+        }
+        Ok(())
+    }
+
     /// The mean of what was added, and its norm over all parameters.
     pub fn mean(self, params: &Params) -> Result<(GradStore, f64)> {
         let mut mean = self.sum.unwrap_or_default();
@@ -81,7 +108,7 @@ fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Var};
+    use candle_core::Device;
 
     #[test]
     fn gradients_are_averaged_and_checked() {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use candle_core::Tensor;
 
 use super::checkpoint::{Checkpoint, Position, Sums};
 use super::gradients::Gradients;
@@ -11,6 +12,7 @@ use super::{Metrics, Progress, Run, Span};
 use crate::data::{Sampler, Symmetry};
 use crate::mpmae::Losses;
 use crate::optim::{AdamW, AdamWConfig, learning_rate};
+use crate::parallel::Group;
 use crate::params::Params;
 
 /// Set by the first interruption; the loop then saves a checkpoint and ends.
@@ -41,6 +43,11 @@ pub trait Objective {
     /// The losses of batch `number` (from 0, over all epochs; a step is one, or several whose gradients are averaged) on
     /// the drawn tiles.
     fn loss(&self, number: u64, draws: &[(usize, Symmetry)]) -> Result<Losses>;
+
+    /// The processes among which [`loss`](Self::loss) and its gradients are parts; this one alone by default.
+    fn group(&self) -> &Group {
+        &Group::ALONE
+    }
 
     /// A tile in words, as an error names it.
     fn tile(&self, index: usize) -> String {
@@ -84,12 +91,17 @@ pub fn train(run: &Run, schedule: &Schedule, sampler: &mut Sampler, objective: &
     let interval = per_epoch.div_ceil(schedule.logs_per_epoch.max(1));
     let config = AdamWConfig { weight_decay: schedule.weight_decay, ..AdamWConfig::default() };
     let mut optimiser = AdamW::new(objective.params(), config)?;
+    let group = objective.group();
     let mut position = restore(run, objective, &mut optimiser)?;
-    run.rewind(position.step)?;
+    if group.leads() {
+        run.rewind(position.step)?;
+    }
 
     let batch = sampler.batch() as u64 * sampler.accumulate();
     let mut saved = Instant::now();
     let mut progress = Progress::new("training", "tiles", position.step * batch, total * batch);
+    // All processes draw the lines; only the first one writes.
+    let written = group.leads().then_some(run);
     let mut clocks = [Clock::start(); 2];
     while position.step < total {
         let step = position.step;
@@ -115,16 +127,23 @@ pub fn train(run: &Run, schedule: &Schedule, sampler: &mut Sampler, objective: &
         let at = position.step;
         let epoch_done = at.is_multiple_of(per_epoch);
         if epoch_done || (at % per_epoch).is_multiple_of(interval) {
-            log(run, Span::Interval, at, epoch, lr, &mut position.interval, &mut clocks[0])?;
+            log(written, Span::Interval, at, epoch, lr, &mut position.interval, &mut clocks[0])?;
         }
         if epoch_done {
-            let metrics = log(run, Span::Epoch, at, epoch, lr, &mut position.epoch, &mut clocks[1])?;
-            progress.say(&summary(&metrics, schedule.epochs));
+            let metrics = log(written, Span::Epoch, at, epoch, lr, &mut position.epoch, &mut clocks[1])?;
+            if group.leads() {
+                progress.say(&summary(&metrics, schedule.epochs));
+            }
         }
-        let stop = STOP.load(Ordering::SeqCst);
+        // A signal may reach the processes at different steps: all stop when one has seen it.
+        let mut signals = [f64::from(u8::from(STOP.load(Ordering::SeqCst)))];
+        group.sum(&mut signals)?;
+        let stop = signals[0] > 0.0;
         if epoch_done || stop || saved.elapsed() >= schedule.checkpoint_every {
-            save(run, objective, &optimiser, &position).context("cannot save, the checkpoint before stays")?;
-            run.draw()?;
+            if group.leads() {
+                save(run, objective, &optimiser, &position).context("cannot save, the checkpoint before stays")?;
+                run.draw()?;
+            }
             saved = Instant::now();
         }
         if stop && at < total {
@@ -158,9 +177,10 @@ fn advance(
                 "{what} at step {step} (epoch {epoch}); lower the learning rate, or look at its tiles: rows {tiles}"
             )
         };
+        let group = objective.group();
         let losses = objective.loss(number, &draws)?;
-        let loss: f32 = losses.total.to_scalar()?;
-        if let Some((task, value)) = losses.tasks.iter().find(|(_, value)| !value.is_finite()) {
+        let (loss, tasks) = sums(group, &losses)?;
+        if let Some((task, value)) = tasks.iter().find(|(_, value)| !value.is_finite()) {
             return Err(place(format!("the loss of {task} is {value}")));
         }
         if !loss.is_finite() {
@@ -169,12 +189,23 @@ fn advance(
         if let Some(parameter) = gradients.add(objective.params(), losses.total.backward()?)? {
             return Err(place(format!("the gradient of parameter {parameter} is not finite")));
         }
-        each(loss, &losses.tasks);
+        each(loss, &tasks);
         total += f64::from(loss) / accumulate as f64;
     }
+    gradients.gather(objective.params(), objective.group())?;
     let (mean, norm) = gradients.mean(objective.params())?;
     optimiser.step(&mean, lr)?;
     Ok((total, norm))
+}
+
+/// Total and tasks' losses over the group.
+fn sums(group: &Group, losses: &Losses) -> Result<(f32, Vec<(String, f32)>)> {
+    let total: f32 = losses.total.to_scalar()?;
+    let mut all: Vec<f64> = losses.tasks.iter().map(|(_, value)| f64::from(*value)).collect();
+    all.push(total.into());
+    group.sum(&mut all)?;
+    let tasks = losses.tasks.iter().zip(&all).map(|((name, _), value)| (name.clone(), *value as f32)).collect();
+    Ok((all[all.len() - 1] as f32, tasks))
 }
 
 /// Seconds that a step takes, after a first one that is not counted; at least `steps` steps. Writes nothing, but the
@@ -192,10 +223,17 @@ pub fn measure(schedule: &Schedule, sampler: &mut Sampler, objective: &dyn Objec
     Ok(start.elapsed().as_secs_f64() / steps as f64)
 }
 
-/// Loads the run's checkpoint, if it has one.
+/// Loads the run's checkpoint, if it has one. All processes of a group start as the first one.
 fn restore(run: &Run, objective: &dyn Objective, optimiser: &mut AdamW) -> Result<Position> {
-    let path = run.checkpoint_path();
-    if !path.exists() {
+    let (path, group) = (run.checkpoint_path(), objective.group());
+    let mut found = [f64::from(u8::from(path.exists() && group.leads()))];
+    group.sum(&mut found)?;
+    if found[0] == 0.0 {
+        for (_, var) in objective.params().vars().filter(|_| group.size() > 1) {
+            let mut values: Vec<f32> = var.flatten_all()?.to_vec1()?;
+            group.broadcast(&mut values)?;
+            var.set(&Tensor::from_vec(values, var.shape(), var.device())?)?;
+        }
         return Ok(Position::default());
     }
     let checkpoint = Checkpoint::read(&path)?;
@@ -222,12 +260,22 @@ impl Clock {
     }
 }
 
-/// Writes the means of a span and opens the next.
-fn log(run: &Run, kind: Span, step: u64, epoch: f64, lr: f64, sums: &mut Sums, clock: &mut Clock) -> Result<Metrics> {
+/// Writes the means of a span, if there is where to, and opens the next.
+fn log(
+    run: Option<&Run>,
+    kind: Span,
+    step: u64,
+    epoch: f64,
+    lr: f64,
+    sums: &mut Sums,
+    clock: &mut Clock,
+) -> Result<Metrics> {
     let ((loss, tasks), gradient_norm) = (sums.means(), sums.gradient_norm());
     let tiles_per_second = clock.tiles as f64 / clock.since.elapsed().as_secs_f64().max(1e-9);
     let metrics = Metrics { kind, epoch, step, loss, tasks, gradient_norm, lr, tiles_per_second };
-    run.log(&metrics)?;
+    if let Some(run) = run {
+        run.log(&metrics)?;
+    }
     *sums = Sums::default();
     *clock = Clock::start();
     Ok(metrics)

@@ -121,6 +121,8 @@ pub struct Draws {
     pub flips: bool,
     /// The seed.
     pub seed: u64,
+    /// Which equal part of each batch this process does, and of how many.
+    pub part: [usize; 2],
 }
 
 impl DataArgs {
@@ -164,6 +166,7 @@ impl DataArgs {
             bands: self.bands.as_deref().map(|list| names("bands", list)).transpose()?,
             rules: if self.as_released { Rules::AsReleased } else { Rules::Masked },
             seed: draws.seed,
+            part: draws.part,
             ..Options::of(&release)
         };
         let tiles = options.rows.len();
@@ -339,7 +342,7 @@ impl Source {
         }
     }
 
-    /// Input and targets of batch `number`, which consists of `draws`.
+    /// Input and targets of this process's part of batch `number`, which consists of `draws`.
     pub fn batch(&self, number: u64, draws: &[(usize, Symmetry)], device: &Device) -> Result<(Tensor, Vec<Target>)> {
         match &self.kind {
             Kind::Arrays(pretext, _) => pretext.batch(draws, device),

@@ -41,6 +41,8 @@ pub struct Options {
     pub threads: usize,
     /// Batches that each thread may be ahead.
     pub ahead: usize,
+    /// Which equal part of each batch to make, and of how many; [`Options::batch`] counts all of them.
+    pub part: [usize; 2],
 }
 
 impl Options {
@@ -58,6 +60,7 @@ impl Options {
             seed: 1,
             threads: 0,
             ahead: 1,
+            part: [0, 1],
         }
     }
 }
@@ -168,6 +171,9 @@ impl Loader {
                 (self.options.rows[index], Window { top, left, side: crop, symmetry })
             })
             .collect();
+        let [part, parts] = self.options.part;
+        let each = tiles.len() / parts;
+        let tiles = &tiles[part * each..(part + 1) * each];
         let mut raw = Vec::new();
         let mut fields = Vec::new();
         for (&modality, channels) in self.options.modalities.iter().zip(&self.channels) {
@@ -185,7 +191,7 @@ impl Loader {
                 }
             };
             let mut present = Vec::with_capacity(tiles.len());
-            for &(row, window) in &tiles {
+            for &(row, window) in tiles {
                 let start = values.len();
                 let rules = self.options.rules;
                 self.release.append_values(row, modality, channels, window, rules, &mut raw, &mut values)?;
@@ -193,7 +199,7 @@ impl Loader {
             }
             fields.push(Field { modality, shape: [&[tiles.len()][..], &inner].concat(), values, present });
         }
-        Ok(Batch { step, rows: tiles.into_iter().map(|(row, _)| row).collect(), fields })
+        Ok(Batch { step, rows: tiles.iter().map(|(row, _)| *row).collect(), fields })
     }
 
     /// Batches from step `first` on, without end, prepared ahead by threads that stop when the iterator is dropped.

@@ -14,15 +14,24 @@ use candle_core::cuda_backend::cudarc::cublas::{result::gemm_ex, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
+    CpuStorage, CudaDevice, CudaStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor,
 };
 use half::bf16;
 
+use super::chain::Trace;
 use super::linear::{LayerNorm, Linear};
-use super::{Arg, BLOCK, DeviceLayer, Kind, Launcher, Machine, Matrix, Memory, Trace, View, losses};
+use super::{Arg, BLOCK, DeviceLayer, Kind, Launcher, Machine, Matrix, Memory, View, losses};
 
 /// The kernels, from `build.rs`.
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+
+/// GPU `number`, for use by [`crate::ops`] and candle.
+pub fn open(number: usize) -> Result<Device> {
+    let device = Device::new_cuda_with_stream(number)?;
+    // SAFETY: all work of this program goes into this device's one stream, so no use has to wait for another.
+    unsafe { device.as_cuda_device()?.disable_event_tracking() };
+    Ok(device)
+}
 
 struct Gpu {
     device: CudaDevice,
@@ -427,4 +436,40 @@ pub fn adamw_update([p, mean, square]: [(&CudaStorage, &Layout); 3], [keep, rate
     let numbers = [keep, rate, root, eps].map(|v| Arg::from(v as f32));
     let arguments = [&[p.into(), mean.into(), square.into()], &numbers[..], &[p.len().into()]].concat();
     Launcher::new(&gpu, Kind::F32).plain("adamw_update", p.len(), &arguments)
+}
+
+/// The first GPU for tests, if there is one.
+#[cfg(test)]
+pub fn bench() -> Option<Box<dyn super::tests::Bench>> {
+    let device = open(0).ok()?;
+    Some(Box::new(Gpu { device: device.as_cuda_device().ok()?.clone() }))
+}
+
+#[cfg(test)]
+impl super::tests::Bench for Gpu {
+    fn put(&self, kind: Kind, values: &[f32]) -> Memory {
+        match kind {
+            Kind::Bf16 => {
+                let values: Vec<bf16> = values.iter().map(|v| bf16::from_f32(*v)).collect();
+                self.own(kind, self.device.clone_htod(&values).unwrap())
+            }
+            _ => self.own(kind, self.device.clone_htod(values).unwrap()),
+        }
+    }
+
+    fn read(&self, view: View) -> Vec<f32> {
+        use candle_core::cuda_backend::cudarc::driver::result::memcpy_dtoh_sync;
+        self.device.cuda_stream().synchronize().unwrap();
+        // SAFETY: the view holds that many values of its kind, and all work on them is done.
+        unsafe {
+            if view.kind() == Kind::Bf16 {
+                let mut values = vec![bf16::ZERO; view.len()];
+                memcpy_dtoh_sync(&mut values, view.address()).unwrap();
+                return values.iter().map(|v| v.to_f32()).collect();
+            }
+            let mut values = vec![0f32; view.len()];
+            memcpy_dtoh_sync(&mut values, view.address()).unwrap();
+            values
+        }
+    }
 }

@@ -12,6 +12,7 @@ use candle_core::Result;
 use half::bf16;
 use libloading::Library;
 
+use super::tests::Bench;
 use super::{Arg, BLOCK, Kind, Machine, Matrix, Memory, View};
 
 /// Values before and after every memory, which no kernel may touch.
@@ -24,6 +25,9 @@ static KERNELS: OnceLock<std::result::Result<Mutex<Library>, String>> = OnceLock
 
 fn compile() -> std::result::Result<Mutex<Library>, String> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops/cuda");
+    if !sources.exists() {
+        return Err("the sources are on another machine".into());
+    }
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let library = dir.path().join("kernels.so");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
@@ -58,14 +62,19 @@ impl Emulator {
             }
         }
     }
+}
 
-    /// A copy of values, rounded if `kind` says so.
-    pub fn put(&self, kind: Kind, values: &[f32]) -> Memory {
+impl Bench for Emulator {
+    fn put(&self, kind: Kind, values: &[f32]) -> Memory {
         match kind {
             Kind::F32 => allocate(kind, values, f32::NAN),
             Kind::Bf16 => allocate(kind, &values.iter().map(|v| bf16::from_f32(*v)).collect::<Vec<_>>(), bf16::NAN),
             Kind::U32 => panic!("for f32 and bf16"),
         }
+    }
+
+    fn read(&self, view: View) -> Vec<f32> {
+        read(view)
     }
 }
 
@@ -112,7 +121,7 @@ fn allocate<T: Plain>(kind: Kind, values: &[T], guard: T) -> Memory {
 }
 
 /// The f32 or bf16 values of a view as f32.
-pub fn read(view: View) -> Vec<f32> {
+fn read(view: View) -> Vec<f32> {
     // SAFETY: views of this machine are of memory that lives as long as they and holds `len` values of their kind; no
     // kernel runs now.
     unsafe {

@@ -40,6 +40,7 @@ pub struct Memory {
     address: u64,
     kind: Kind,
     len: usize,
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     owner: Box<dyn Any + Send + Sync>,
 }
 
@@ -55,11 +56,13 @@ impl Memory {
     }
 
     /// How its values lie.
+    #[cfg(feature = "cuda")]
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
     /// What owns it.
+    #[cfg(feature = "cuda")]
     pub fn into_owner(self) -> Box<dyn Any + Send + Sync> {
         self.owner
     }
@@ -76,6 +79,7 @@ pub struct View<'a> {
 
 impl<'a> View<'a> {
     /// `len` values at `address`, which must stay as long as the view.
+    #[cfg(feature = "cuda")]
     pub fn new(address: u64, kind: Kind, len: usize) -> Self {
         Self { address, kind, len, memory: PhantomData }
     }

@@ -31,9 +31,11 @@ use candle_core::Result;
 use super::grid::Grid;
 use crate::mask::Mask;
 pub use chain::DeviceLayer;
-use chain::{Trace, backward, forward};
+use chain::{backward, forward};
 #[cfg(feature = "cuda")]
-pub use device::{adamw_moment, adamw_update, chained, cross_entropy, layer_norm, linear, pick, weighted_squares};
+pub use device::{
+    adamw_moment, adamw_update, chained, cross_entropy, layer_norm, linear, open, pick, weighted_squares,
+};
 pub use memory::{Arg, Kind, Matrix, Memory, View, rows, transposed};
 
 /// Threads of a block, the same for all kernels: across channels, across rows.

@@ -1,4 +1,5 @@
-//! The kernels, run on the host, against the host's own layers and against candle's operations in f64.
+//! The kernels, run on the host and on a GPU if there is one, against the host's own layers and against candle's
+//! operations in f64.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use half::bf16;
@@ -6,9 +7,9 @@ use nadir::model::{Architecture, StemPadding};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::emulator::{Emulator, read};
+use super::emulator::Emulator;
 use super::linear::{LayerNorm, Linear};
-use super::{DeviceLayer, Kind, Launcher, losses};
+use super::{DeviceLayer, Kind, Launcher, Machine, Memory, View, losses};
 use crate::mask::Mask;
 use crate::ops::block::Block;
 use crate::ops::chain::Layer;
@@ -16,8 +17,33 @@ use crate::ops::downsample::Downsample;
 use crate::ops::grid::{Geometry, Grid};
 use crate::ops::stem::Stem;
 use crate::ops::{BlockParams, DownsampleParams, Grn, StemParams, elementary};
+use crate::optim::{AdamW, AdamWConfig};
+use crate::params::Params;
 
 const EPS: f32 = 1e-6;
+
+/// A machine whose memory tests can fill and read.
+pub trait Bench: Machine {
+    /// A copy of values, rounded if `kind` says so.
+    fn put(&self, kind: Kind, values: &[f32]) -> Memory;
+
+    /// The values of a view of f32 or bf16.
+    fn read(&self, view: View) -> Vec<f32>;
+}
+
+/// The host with threads in both orders, and a GPU if this is built for one and there is one.
+fn machines() -> Vec<Box<dyn Bench>> {
+    let mut all: Vec<Box<dyn Bench>> = Vec::new();
+    for reversed in [false, true] {
+        all.extend(Emulator::new(reversed).map(|machine| Box::new(machine) as Box<dyn Bench>));
+    }
+    #[cfg(feature = "cuda")]
+    match super::device::bench() {
+        Some(gpu) => all.push(gpu),
+        None => eprintln!("SKIPPED: there is no GPU"),
+    }
+    all
+}
 
 fn random(n: usize, rng: &mut StdRng) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
@@ -37,21 +63,23 @@ fn wide(values: &[f32]) -> Vec<f64> {
 /// Output, gradient of the input (nothing if it has none) and of the parameters.
 type Passes = [Vec<f32>; 3];
 
-/// Both passes of a layer on the emulated machine, in both orders of the threads, which must not matter.
-fn emulated(layer: &dyn DeviceLayer, kind: Kind, x: &[f32], p: &[f32], g: &[f32]) -> Option<Passes> {
-    let run = |reversed| {
-        let machine = Emulator::new(reversed)?;
-        let l = Launcher::new(&machine, kind);
+/// Both passes of a layer on every machine. Those of the host must agree to the bit: the order of the threads must not
+/// matter.
+fn passes(layer: &dyn DeviceLayer, kind: Kind, x: &[f32], p: &[f32], g: &[f32]) -> Vec<Passes> {
+    let run = |machine: &dyn Bench| {
+        let l = Launcher::new(machine, kind);
         let (x, p, g) = (machine.put(kind, x), machine.put(Kind::F32, p), machine.put(kind, g));
         let (out, trace) = super::forward(&l, &[layer], x.view(), p.view(), true).unwrap();
-        let out_values = read(out.view());
-        let trace = trace.unwrap();
-        let (x_grad, p_grad) = super::backward(&l, &[layer], x.view(), p.view(), g.view(), trace).unwrap();
-        Some([out_values, x_grad.map_or(Vec::new(), |x| read(x.view())), read(p_grad.view())])
+        let out_values = machine.read(out.view());
+        let (x_grad, p_grad) = super::backward(&l, &[layer], x.view(), p.view(), g.view(), trace.unwrap()).unwrap();
+        [out_values, x_grad.map_or(Vec::new(), |x| machine.read(x.view())), machine.read(p_grad.view())]
     };
-    let (first, second) = (run(false)?, run(true)?);
-    assert!(first == second, "the result depends on the order of the threads, or is not a number");
-    Some(first)
+    let mut all: Vec<Passes> = machines().iter().map(|machine| run(&**machine)).collect();
+    if all.len() > 1 {
+        let first = all.remove(0);
+        assert!(first == all[0], "the result depends on the order of the threads, or is not a number");
+    }
+    all
 }
 
 /// Both passes in f64 by candle's operations.
@@ -73,12 +101,31 @@ fn exact(
         at += n;
     }
     assert_eq!(at, p.len());
+    let weights = |y: &Tensor| Tensor::from_vec(wide(g), y.shape(), &Device::Cpu).unwrap();
+    let score = |tensors: &[Tensor]| {
+        let y = f(tensors).unwrap();
+        let score = (&y * weights(&y)).unwrap().sum_all().unwrap();
+        (y, score)
+    };
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-    let y = f(&tensors).unwrap();
-    let weights = Tensor::from_vec(wide(g), y.shape(), &Device::Cpu).unwrap();
-    let gradients = (&y * weights).unwrap().sum_all().unwrap().backward().unwrap();
+    let (y, total) = score(&tensors);
+    let gradients = total.backward().unwrap();
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let grads: Vec<Vec<f64>> = vars.iter().map(|v| flat(gradients.get(v).unwrap())).collect();
+
+    // The gradients themselves by a central difference along one direction through all values.
+    let directions: Vec<Vec<f64>> =
+        tensors.iter().map(|v| (0..v.elem_count()).map(|i| (i * 7919 % 1013) as f64 / 506.0 - 1.0).collect()).collect();
+    let moved = |by: f64| {
+        let shift = |(v, d): (&Tensor, &Vec<f64>)| {
+            (v.detach() + (Tensor::from_slice(d, v.shape(), &Device::Cpu).unwrap() * by).unwrap()).unwrap()
+        };
+        let shifted: Vec<Tensor> = tensors.iter().zip(&directions).map(shift).collect();
+        score(&shifted).1.to_scalar::<f64>().unwrap()
+    };
+    let slope = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+    let dot: f64 = grads.iter().flatten().zip(directions.iter().flatten()).map(|(g, d)| g * d).sum();
+    assert!((slope - dot).abs() <= 1e-5 * (1.0 + slope.abs()), "a difference gives {slope}, the gradients {dot}");
     [flat(&y), grads[0].clone(), grads[1..].concat()]
 }
 
@@ -103,34 +150,36 @@ fn check(
             _ => v.to_vec(),
         };
         let (x, g) = (rounded(&x), rounded(&g));
-        let Some(passes) = emulated(layer, kind, &x, &p, &g) else { return };
         let mut exact = exact(shapes, (x_shape, &x), &p, &g, &f);
-        if passes[1].is_empty() {
+        let all = passes(layer, kind, &x, &p, &g);
+        if all.iter().any(|passes| passes[1].is_empty()) {
             exact[1].clear();
         }
-        for ((part, got), exact) in
-            ["output", "input's gradient", "parameters' gradient"].iter().zip(&passes).zip(&exact)
-        {
-            let error = relative(got, exact);
-            assert!(error <= bound, "{what}, {kind:?}: {part}: relative error {error:.1e}");
-        }
-        // Each parameter by itself, so that a small one does not hide behind a large one.
-        let mut at = 0;
-        for (index, shape) in shapes.iter().enumerate() {
-            let span = at..at + shape.iter().product::<usize>();
-            let error = relative(&passes[2][span.clone()], &exact[2][span.clone()]);
-            assert!(
-                error <= 2.5 * bound,
-                "{what}, {kind:?}: gradient of parameter {index}: relative error {error:.1e}"
-            );
-            at = span.end;
-        }
-        if let (Some(twin), Kind::F32) = (twin, kind) {
-            let (out, kept) = twin.forward(&x, &p, true);
-            let (x_grad, p_grad) = twin.backward(&x, &p, &g, &kept);
-            for (got, host) in passes.iter().zip([out, x_grad, p_grad]) {
-                let error = relative(got, &wide(&host));
-                assert!(error <= 5e-6, "{what}: relative error {error:.1e} from the host's layer");
+        for passes in &all {
+            for ((part, got), exact) in
+                ["output", "input's gradient", "parameters' gradient"].iter().zip(passes).zip(&exact)
+            {
+                let error = relative(got, exact);
+                assert!(error <= bound, "{what}, {kind:?}: {part}: relative error {error:.1e}");
+            }
+            // Each parameter by itself, so that a small one does not hide behind a large one.
+            let mut at = 0;
+            for (index, shape) in shapes.iter().enumerate() {
+                let span = at..at + shape.iter().product::<usize>();
+                let error = relative(&passes[2][span.clone()], &exact[2][span.clone()]);
+                assert!(
+                    error <= 2.5 * bound,
+                    "{what}, {kind:?}: gradient of parameter {index}: relative error {error:.1e}"
+                );
+                at = span.end;
+            }
+            if let (Some(twin), Kind::F32) = (twin, kind) {
+                let (out, kept) = twin.forward(&x, &p, true);
+                let (x_grad, p_grad) = twin.backward(&x, &p, &g, &kept);
+                for (got, host) in passes.iter().zip([out, x_grad, p_grad]) {
+                    let error = relative(got, &wide(&host));
+                    assert!(error <= 5e-6, "{what}: relative error {error:.1e} from the host's layer");
+                }
             }
         }
     }
@@ -259,13 +308,16 @@ fn exact_loss(x: &[f32], shape: &[usize], f: impl Fn(&Tensor) -> Result<Tensor>)
 
 #[test]
 fn losses_and_picked_rows() {
-    let Some(machine) = Emulator::new(false) else { return };
+    machines().iter().for_each(|machine| losses_and_picked_rows_on(&**machine));
+}
+
+fn losses_and_picked_rows_on(machine: &dyn Bench) {
     let mut rng = StdRng::seed_from_u64(4);
     for (kind, bound) in [(Kind::F32, 1e-6), (Kind::Bf16, 4e-3)] {
-        let l = Launcher::new(&machine, kind);
+        let l = Launcher::new(machine, kind);
         let (rows, classes) = (700, 37);
         let x = machine.put(kind, &random(rows * classes, &mut rng));
-        let values = read(x.view());
+        let values = machine.read(x.view());
         let g = machine.put(Kind::F32, &[0.7]);
         let close = |what: &str, got: Vec<f32>, exact: &[f64]| {
             let error = relative(&got, exact);
@@ -280,47 +332,49 @@ fn losses_and_picked_rows() {
         let [truth, weights] = [truth, weights].map(|v| machine.put(Kind::F32, &v));
         let got = losses::weighted_squares(&l, x.view(), truth.view(), weights.view()).unwrap();
         // The terms have both signs, so the sum is far smaller than they.
-        let error = (f64::from(read(got.view())[0]) - loss[0]).abs();
+        let error = (f64::from(machine.read(got.view())[0]) - loss[0]).abs();
         assert!(error <= 1e-3, "weighted squares: {error:.1e}");
         let got = losses::weighted_squares_backward(&l, x.view(), truth.view(), weights.view(), g.view()).unwrap();
-        close("weighted squares, gradient", read(got.view()), &gradient);
+        close("weighted squares, gradient", machine.read(got.view()), &gradient);
 
         let labels: Vec<u32> = (0..rows as u32).map(|i| if i % 5 == 0 { u32::MAX } else { i % 37 }).collect();
         let known = labels.iter().filter(|l| **l < 37).count();
         let (loss, gradient) = exact_loss(&values, &[rows, classes], |x| elementary::cross_entropy(x, &labels));
         let labels = l.upload(&labels).unwrap();
         let got = losses::cross_entropy(&l, x.view(), labels.view(), known).unwrap();
-        close("cross entropy", read(got.view()), &loss);
+        close("cross entropy", machine.read(got.view()), &loss);
         let got = losses::cross_entropy_backward(&l, x.view(), labels.view(), known, g.view()).unwrap();
-        close("cross entropy, gradient", read(got.view()), &gradient);
+        close("cross entropy, gradient", machine.read(got.view()), &gradient);
 
         // Every third row is the fill.
         let index: Vec<u32> = (0..900).map(|i| if i % 3 == 0 { u32::MAX } else { i * 7 % 700 }).collect();
         let fill = machine.put(Kind::F32, &random(classes, &mut rng));
         let places = l.upload(&index).unwrap();
         let got = losses::pick(&l, x.view(), places.view(), Some(fill.view()), classes).unwrap();
-        let row = |i: &u32| values.get(*i as usize * classes..).map_or(read(fill.view()), |v| v[..classes].to_vec());
+        let row =
+            |i: &u32| values.get(*i as usize * classes..).map_or(machine.read(fill.view()), |v| v[..classes].to_vec());
         let picked: Vec<f32> = index.iter().flat_map(row).collect();
-        close("picked rows", read(got.view()), &wide(&picked));
+        close("picked rows", machine.read(got.view()), &wide(&picked));
         let sums = losses::fill_sums(&l, got.view(), places.view(), classes).unwrap();
-        let exact: Vec<f64> = wide(&read(got.view())[..classes]).iter().map(|v| v * 300.0).collect();
-        close("sums of filled rows", read(sums.view()), &exact);
+        let exact: Vec<f64> = wide(&machine.read(got.view())[..classes]).iter().map(|v| v * 300.0).collect();
+        close("sums of filled rows", machine.read(sums.view()), &exact);
     }
 }
 
 /// AdamW's kernels against its steps on the host.
 #[test]
 fn adamw() {
-    use crate::optim::{AdamW, AdamWConfig};
-    use crate::params::Params;
-    let Some(machine) = Emulator::new(false) else { return };
+    machines().iter().for_each(|machine| adamw_on(&**machine));
+}
+
+fn adamw_on(machine: &dyn Bench) {
     let mut rng = StdRng::seed_from_u64(5);
     let (n, config) = (1000, AdamWConfig::default());
     let start = random(n, &mut rng);
     let mut params = Params::default();
     params.insert("w", Tensor::from_slice(&start, (n / 10, 10), &Device::Cpu).unwrap()).unwrap();
     let mut optimiser = AdamW::new(&params, config).unwrap();
-    let l = Launcher::new(&machine, Kind::F32);
+    let l = Launcher::new(machine, Kind::F32);
     let (p, mean, square) =
         (machine.put(Kind::F32, &start), machine.put(Kind::F32, &vec![0.0; n]), machine.put(Kind::F32, &vec![0.0; n]));
     for step in 1..=3 {
@@ -341,6 +395,6 @@ fn adamw() {
         l.plain("adamw_update", n, &arguments).unwrap();
     }
     let host: Vec<f64> = params.get("w").to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-    let error = relative(&read(p.view()), &host);
+    let error = relative(&machine.read(p.view()), &host);
     assert!(error <= 1e-6, "{error:.1e}");
 }
