@@ -1,7 +1,11 @@
 """Times a training step of MP-MAE (atto, 12 bands, 56/8, twelve tasks) here and in PyTorch, in turns, in one run.
 
     cargo build --release -p nadir-trainer --example step
-    python benches/training/compare.py target/release/examples/step [BATCH [THREADS [ROUNDS]]]
+    python benches/training/compare.py target/release/examples/step [BATCH [THREADS [ROUNDS [PEERS]]]]
+
+PEERS are some of eager, eager_last, compiled and compiled_last, with commas; all if not given (_last is channels_last).
+Wall time says little where other programs run; processor time, of all threads, is printed beside it, and nobody spins while waiting
+(OMP_WAIT_POLICY=PASSIVE).
 
 PyTorch computes the equivalent dense form of MMEarth's sparse encoder: features are multiplied by the mask before every
 spatial operation, Global Response Normalization counts visible positions of the whole batch. It runs eagerly and through
@@ -16,7 +20,7 @@ import sys
 import time
 
 THREADS = int(sys.argv[3]) if len(sys.argv) > 3 else 2
-os.environ |= {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS), "RAYON_NUM_THREADS": str(THREADS)}
+os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS), "RAYON_NUM_THREADS": str(THREADS)}
 
 import torch  # noqa: E402  (after the number of threads)
 import torch.nn as nn  # noqa: E402
@@ -24,6 +28,7 @@ import torch.nn.functional as F  # noqa: E402
 
 BATCH = int(sys.argv[2]) if len(sys.argv) > 2 else 64
 ROUNDS = int(sys.argv[4]) if len(sys.argv) > 4 else 5
+PEERS = (sys.argv[5] if len(sys.argv) > 5 else "eager,eager_last,compiled,compiled_last").split(",")
 SIDE, PATCH, GRID, KEPT, D = 56, 8, 7, 19, 512
 DIMS, DEPTHS = (40, 80, 160, 320), (2, 2, 6, 2)
 PIXELS = {"sentinel2": 12, "sentinel1": 8, "aster": 2, "canopy_height_eth": 2}
@@ -77,7 +82,7 @@ class MpMae(nn.Module):
         self.decoder, self.pool_norm = Block(D, (1, 2), 1e-4), nn.LayerNorm(D, eps=1e-6)
         per_pixel = PIXELS | PIXEL_CLASSES
         self.heads = nn.ModuleDict({k: nn.Conv2d(D, PATCH**2 * n, 1) for k, n in per_pixel.items()})
-        self.heads |= {k: nn.Linear(D, n) for k, n in (IMAGES | IMAGE_CLASSES).items()}
+        self.heads.update({k: nn.Linear(D, n) for k, n in (IMAGES | IMAGE_CLASSES).items()})
         self.log_vars = nn.Parameter(torch.zeros(12))
 
     def forward(self, x, mask, targets):
@@ -131,16 +136,22 @@ def peer(compiled, channels_last):
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
     def steps(n):
-        start = time.perf_counter()
+        wall, processor = time.perf_counter(), time.process_time()
         for _ in range(n):
             order = torch.rand(BATCH, GRID * GRID).argsort(1)
             mask = torch.zeros(BATCH, GRID * GRID).scatter_(1, order[:, :KEPT], 1).reshape(BATCH, 1, GRID, GRID)
             optimiser.zero_grad(set_to_none=True)
             call(x, mask, targets).backward()
             optimiser.step()
-        return (time.perf_counter() - start) / n
+        return (time.perf_counter() - wall) / n, (time.process_time() - processor) / n
 
     return steps
+
+
+def processor_time(pid):
+    """Seconds that all threads of a process have run."""
+    fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main():
@@ -149,17 +160,17 @@ def main():
 
     def nadir(what):
         def steps(n):
+            before = processor_time(worker.pid)
             worker.stdin.write(f"{what} {n}\n")
             worker.stdin.flush()
-            return float(worker.stdout.readline())
+            wall = float(worker.stdout.readline())
+            return wall, (processor_time(worker.pid) - before) / n
 
         return steps
 
     runners = {"Nadir, step": nadir("step")}
-    for compiled in (False, True):
-        for last in (False, True):
-            name = f"PyTorch {'compiled' if compiled else 'eager'}{', channels_last' if last else ''}, step"
-            runners[name] = peer(compiled, last)
+    for name in PEERS:
+        runners[f"PyTorch {name.replace('_last', ', channels_last')}, step"] = peer("compiled" in name, "_last" in name)
     runners |= {"Nadir, encoder alone, visible patches": nadir("masked"), "Nadir, encoder alone, all patches": nadir("dense")}
     times = {name: [] for name in runners}
     for name, steps in runners.items():
@@ -169,14 +180,17 @@ def main():
         for name, steps in runners.items():
             time.sleep(0.3)
             times[name].append(steps(2))
+        print(f"round: {[t[-1] for t in times.values()]}", file=sys.stderr)
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor())
     load = os.getloadavg()[0]
     print(f"{cpu}; {THREADS} threads; torch {torch.__version__}; batch {BATCH}; {ROUNDS} rounds of 2 steps; load {load:.1f}\n")
-    print("| what | best, s | median, s | median over Nadir's step |\n| --- | --- | --- | --- |")
-    median = {name: sorted(t)[len(t) // 2] for name, t in times.items()}
+    print("| what | wall, best | wall, median | over Nadir's | processor, median | over Nadir's |\n" + "| --- " * 6 + "|")
+    median = {name: [sorted(part)[len(t) // 2] for part in zip(*t)] for name, t in times.items()}
     for name, t in times.items():
-        ratio = median[name] / median["Nadir, step"]
-        print(f"| {name} | {min(t):.3f} | {median[name]:.3f} | {ratio:.2f} |")
+        wall, processor = median[name]
+        ratios = [ours / theirs for ours, theirs in zip(median[name], median["Nadir, step"])]
+        best = min(t)[0]
+        print(f"| {name} | {best:.3f} s | {wall:.3f} s | {ratios[0]:.2f} | {processor:.3f} s | {ratios[1]:.2f} |")
 
 
 if __name__ == "__main__":

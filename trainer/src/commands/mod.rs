@@ -195,7 +195,7 @@ struct ScheduleArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     epochs: u64,
 
-    /// Tiles in a step
+    /// Tiles in a batch
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: u32,
 
