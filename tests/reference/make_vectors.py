@@ -25,22 +25,24 @@ def norm2d(x, p, name):
     return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), w, b, LN_EPS).permute(0, 3, 1, 2)
 
 
-def block(x, p, name, grn_eps, mask=None):
-    """One ConvNeXt V2 block; `mask` is 1 at the visible positions, [batch, 1, height, width]."""
+def block(x, p, name, grn_eps, mask=None, over=(1, 2)):
+    """One ConvNeXt V2 block; `mask` is 1 at the visible positions, [batch, 1, height, width].
+
+    GRN's norms are taken over the axes `over` of [batch, height, width, channels]: of each sample, or of the batch too."""
     hide = (lambda t: t) if mask is None else (lambda t: t * mask)
     y = F.conv2d(hide(x), p[f"{name}.dwconv.weight"], p[f"{name}.dwconv.bias"], padding=3, groups=x.shape[1])
     y = norm2d(hide(y), p, f"{name}.norm").permute(0, 2, 3, 1)
     y = F.gelu(F.linear(y, p[f"{name}.pwconv1.weight"], p[f"{name}.pwconv1.bias"]))
     if mask is not None:
         y = y * mask.permute(0, 2, 3, 1)
-    g = torch.linalg.vector_norm(y, dim=(1, 2), keepdim=True)
+    g = torch.linalg.vector_norm(y, dim=over, keepdim=True)
     n = g / (g.mean(dim=-1, keepdim=True) + grn_eps)
     y = p[f"{name}.grn.gamma"] * (y * n) + p[f"{name}.grn.beta"] + y
     y = F.linear(y, p[f"{name}.pwconv2.weight"], p[f"{name}.pwconv2.bias"])
     return hide(x + y.permute(0, 3, 1, 2))
 
 
-def encode(x, p, arch, patch_mask=None):
+def encode(x, p, arch, patch_mask=None, over=(1, 2)):
     """The last stage's map; `patch_mask` is 1 for visible patches, [batch, side, side]."""
     k = arch["patch_size"] // 8
     same = arch["stem_padding"] == "same"
@@ -65,7 +67,7 @@ def encode(x, p, arch, patch_mask=None):
             x = hide(F.conv2d(x, p[f"{name}.1.weight"], p[f"{name}.1.bias"], stride=2), cells)
         for b in range(depth):
             mask = None if patch_mask is None else at(cells)
-            x = block(x, p, f"stages.{stage}.{b}", arch["grn_eps"], mask)
+            x = block(x, p, f"stages.{stage}.{b}", arch["grn_eps"], mask, over)
     return x
 
 
@@ -158,9 +160,10 @@ TASKS = [
 ]
 
 
-def mpmae_losses(p, arch, x, patch_mask, targets, grn_eps):
+def mpmae_losses(p, arch, x, patch_mask, targets, grn_eps, tasks=None, over=(1, 2)):
+    tasks = tasks or TASKS
     encoder = {k.removeprefix("encoder."): v for k, v in p.items() if k.startswith("encoder.")}
-    z = encode(x, encoder, arch, patch_mask)
+    z = encode(x, encoder, arch, patch_mask, over)
     z = F.conv2d(z, p["proj.weight"][:, :, None, None], p["proj.bias"])
     hidden = 1 - patch_mask[:, None]
     z = z * (1 - hidden) + p["mask_token"] * hidden
@@ -168,7 +171,7 @@ def mpmae_losses(p, arch, x, patch_mask, targets, grn_eps):
     pooled = norm2d(z, p, "layer_norm_tmp").mean((2, 3))
     side, patch, losses = patch_mask.shape[1], arch["patch_size"], []
     hidden = hidden.reshape(-1) == 1
-    for task, target in zip(TASKS, targets):
+    for task, target in zip(tasks, targets):
         w, b, n = p[f"pred.{task['name']}.weight"], p[f"pred.{task['name']}.bias"], task["n"]
         if task["kind"].startswith("image"):
             y = F.linear(pooled, w, b)

@@ -272,7 +272,7 @@ fn legend(canvas: &mut Canvas, x: i32, series: &[Series]) {
         let y = 74 + 22 * i as i32;
         let swatch = Rectangle::new(Point::new(x, y - 2), Size::new(16, 4));
         let _ = swatch.into_styled(PrimitiveStyle::with_fill(one.colour)).draw(canvas);
-        let name: String = one.name.chars().take(16).collect();
+        let name: String = one.name.chars().take(17).collect();
         canvas.text(&name, x + 24, y, &FONT_7X13, INK, Alignment::Left);
         let last = one.last().map_or(String::new(), |v| format!("{v:.3}"));
         canvas.text(&last, x + 190, y, &FONT_7X13, MUTED, Alignment::Right);

@@ -88,6 +88,7 @@ impl Run {
             return Ok(run);
         }
         std::fs::create_dir_all(folder).with_context(|| shown.to_string())?;
+        run.remove_parts()?;
         let mut content = std::fs::read_dir(folder).with_context(|| shown.to_string())?;
         ensure!(content.next().is_none(), "{shown}: is not empty; add --resume to continue the run, or choose another");
         let mut text = serde_json::to_string_pretty(config)?;
@@ -96,21 +97,30 @@ impl Run {
         Ok(run)
     }
 
-    /// Removes what a killed run was writing.
+    /// Removes what a killed run was writing: `NAME.PROCESS.part`, where NAME is a file of a run.
     fn remove_parts(&self) -> Result<()> {
+        const NAMES: [&str; 6] =
+            ["config.json", "run.toml", "metrics.jsonl", "loss.png", "checkpoint.safetensors", "encoder.safetensors"];
         let shown = || self.folder.display().to_string();
         for entry in std::fs::read_dir(&self.folder).with_context(shown)? {
-            let path = entry.with_context(shown)?.path();
-            if path.extension().is_some_and(|e| e == "part") {
+            let entry = entry.with_context(shown)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let of_run = name.strip_suffix(".part").and_then(|n| n.rsplit_once('.'));
+            if of_run.is_some_and(|(name, _)| NAMES.contains(&name)) {
+                let path = entry.path();
                 std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
             }
         }
         Ok(())
     }
 
-    /// Writes `run.toml`, the options with which the command repeats the run.
+    /// Writes `run.toml`, the options with which the command repeats the run, unless it is there.
     pub fn write_options(&self, toml: &str) -> Result<()> {
-        Ok(nadir_formats::write_atomic(&self.folder.join("run.toml"), toml.as_bytes())?)
+        let path = self.folder.join("run.toml");
+        if !path.exists() {
+            nadir_formats::write_atomic(&path, toml.as_bytes())?;
+        }
+        Ok(())
     }
 
     /// Opens a run only to look at it.

@@ -197,8 +197,8 @@ struct ScheduleArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     epochs: u64,
 
-    /// Tiles in a step
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=65536))]
+    /// Tiles in a batch
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: u32,
 
     /// Highest learning rate; it rises over the warm-up and falls along half a cosine to 0
@@ -254,9 +254,7 @@ impl ScheduleArgs {
     /// Starts or resumes the run with these settings.
     fn open(&self, settings: &serde_json::Value) -> Result<Run> {
         let run = Run::open(&self.out, settings, self.resume)?;
-        if !self.resume {
-            run.write_options(&self.toml)?;
-        }
+        run.write_options(&self.toml)?;
         Ok(run)
     }
 

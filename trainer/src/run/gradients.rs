@@ -14,14 +14,11 @@ pub struct Gradients {
     count: usize,
 }
 
-/// What is wrong with a gradient: the first parameter, by name, whose gradient holds NaN or infinity.
-pub type NotFinite = String;
-
 impl Gradients {
     /// Adds those of one micro-batch. A parameter that has none in it counts as one whose gradient is 0.
     ///
-    /// Gives the name of a parameter whose gradient is not finite, if there is one.
-    pub fn add(&mut self, params: &Params, mut store: GradStore) -> Result<Option<NotFinite>> {
+    /// Gives the name of the first parameter whose gradient is not finite, if there is one; nothing is added then.
+    pub fn add(&mut self, params: &Params, mut store: GradStore) -> Result<Option<String>> {
         for (name, var) in params.vars() {
             let Some(gradient) = store.get(var) else { continue };
             if !sum_of_squares(gradient)?.is_finite() {
