@@ -280,6 +280,11 @@ fn geobench_folders_become_datasets() {
     assert_eq!(read_integers(&desk.path("few/split.npy")).unwrap(), [0, 1, 1, 2, 2]);
     assert_eq!(description(&desk, "few")["bands"][8], "B8A");
 
+    let cashew = fixture("geobench/m-cashew-plant").display().to_string();
+    desk.succeed(&format!("data geobench --folder {cashew} --cut 8 --out @cut"));
+    assert_eq!(Tiles::read(&desk.path("cut/tiles.npy")).unwrap().shape, [12, 3, 8, 8]);
+    assert_eq!(read_values(&desk.path("cut/labels.npy")).unwrap().0, [12, 8, 8]);
+
     // A model for them reads them by name; the UNet takes the maps.
     write_model(&desk.path("ms.safetensors"), &["B2", "B8A", "B9"], "ms");
     let table = desk.succeed("probe --model @ms.safetensors --data @m-eurosat --normalise data --k 1 --seeds 1");
