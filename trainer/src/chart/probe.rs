@@ -61,7 +61,6 @@ pub fn map(points: &[[f32; 2]], classes: &[usize], names: &[String], title: &str
     let height = (TOP + SIDE + 12.0).max(TOP + 24.0 + 20.0 * names.len() as f64) as u32;
     let mut large = Canvas::new(820 * SCALE, height * SCALE);
     let diameter = if points.len() > 800 { 16 } else { 24 };
-    // Class after class would bury the first ones.
     for (p, class) in points.iter().zip(classes) {
         let place = (12.0 + SIDE / 2.0 + at(p, 0), TOP + SIDE / 2.0 - at(p, 1));
         large.dot(place, PALETTE[class % PALETTE.len()], diameter);
