@@ -176,7 +176,9 @@ fn geotiff(bytes: Vec<u8>) -> Result<(usize, Pixels)> {
     ensure!(bands == ALL_BANDS.len(), "has {bands} bands, expected {}", ALL_BANDS.len());
     ensure!(width == height, "has {width} x {height} pixels, expected a square");
     let planar = decoder.get_tag_u32(Tag::PlanarConfiguration).is_ok_and(|v| v == 2);
-    let DecodingResult::U16(pixels) = decoder.read_image().map_err(damaged)? else {
+    let mut image = DecodingResult::U16(Vec::new());
+    decoder.read_image_to_buffer(&mut image).map_err(damaged)?;
+    let DecodingResult::U16(pixels) = image else {
         bail!("has pixels of another type than u16");
     };
     let wanted = (width * height) as usize * bands;

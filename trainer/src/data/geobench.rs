@@ -3,6 +3,7 @@
 //! The layout is read from the code that writes these folders (`geobench/dataset.py` and `task.py` of ServiceNow's repository);
 //! the published files were not at hand. Pickles are read as data, nothing in them is run.
 
+mod cut;
 mod sample;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,8 @@
 //! Embeddings on a plane: the two principal components, or t-SNE.
 
-use bhtsne::tSNE;
+use std::collections::HashMap;
+
+use bhtsne::{Neighbor, tSNE};
 use nadir_formats::Matrix;
 
 use super::Standardiser;
@@ -62,13 +64,69 @@ pub fn neighbourhoods(e: &Matrix, rows: &[usize]) -> Vec<[f32; 2]> {
     if perplexity < 2.0 {
         return start;
     }
-    // Unit rows: their Euclidean distance, a metric, grows with the angle between them.
-    let unit: Vec<Vec<f32>> = rows.iter().map(|row| super::unit_row(e.row(*row)).collect()).collect();
-    let samples: Vec<&[f32]> = unit.iter().map(Vec::as_slice).collect();
     let spread = (start.iter().map(|p| p[0] * p[0]).sum::<f32>() / start.len() as f32).sqrt().max(1e-12);
     let small: Vec<f32> = start.iter().flatten().map(|v| v / spread * 1e-4).collect();
-    let distance = |a: &&[f32], b: &&[f32]| a.iter().zip(b.iter()).map(|(x, y)| (x - y) * (x - y)).sum::<f32>().sqrt();
-    let mut tsne: tSNE<f32, &[f32]> = tSNE::new(&samples);
-    tsne.perplexity(perplexity).initial_embedding(small).barnes_hut(THETA, distance);
+    // The crate's own search for neighbours starts at random.
+    let unit: Vec<Vec<f32>> = rows.iter().map(|row| super::unit_row(e.row(*row)).collect()).collect();
+    let place: HashMap<usize, usize> = rows.iter().enumerate().map(|(at, row)| (*row, at)).collect();
+    let wanted = (3.0 * perplexity) as usize;
+    // Of unit rows the Euclidean distance grows with the angle between them.
+    let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| (x - y) * (x - y)).sum::<f32>().sqrt();
+    let near = super::neighbours(e, rows, rows, wanted + 1).into_iter().enumerate().map(|(at, near)| {
+        let others = near.iter().map(|row| place[row]).filter(|index| *index != at).take(wanted);
+        let mut others: Vec<_> =
+            others.map(|index| Neighbor { index, distance: distance(&unit[at], &unit[index]) }).collect();
+        others.sort_by(|a, b| a.distance.total_cmp(&b.distance).then(a.index.cmp(&b.index)));
+        others
+    });
+    let near: Vec<Vec<Neighbor<f32>>> = near.collect();
+    let mut tsne: tSNE<f32, Vec<f32>> = tSNE::new(&unit);
+    tsne.perplexity(perplexity).initial_embedding(small).barnes_hut_with_neighbors(THETA, &near);
     tsne.embedding().chunks_exact(2).map(|p| [p[0], p[1]]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two clouds of four dimensions, apart along the first two.
+    fn clouds() -> Matrix {
+        let wave = |i: usize, a: f32| (i as f32 * a).sin();
+        let row = |i: usize| {
+            let far = if i % 2 == 0 { 3.0 } else { -3.0 };
+            [far + wave(i, 1.3), far + wave(i, 2.1), 1.0 + wave(i, 3.7), 2.0 * wave(i, 0.9)]
+        };
+        Matrix { rows: 60, columns: 4, data: (0..60).flat_map(row).collect() }
+    }
+
+    #[test]
+    fn principal_components_carry_the_greatest_variance() {
+        let e = clouds();
+        let rows: Vec<usize> = (0..60).collect();
+        let points = principal_components(&e, &rows);
+        let moment = |a: usize, b: usize| points.iter().map(|p| f64::from(p[a] * p[b])).sum::<f64>() / 60.0;
+        assert!(moment(0, 1).abs() < 1e-5, "{}", moment(0, 1));
+        // numpy: np.linalg.eigvalsh(np.corrcoef(clouds.T))[-2:]
+        let expected = [1.951642, 1.002911];
+        for (is, should) in [moment(0, 0), moment(1, 1)].into_iter().zip(expected) {
+            assert!((is - should).abs() < 1e-4, "{is}, not {should}");
+        }
+    }
+
+    #[test]
+    fn t_sne_keeps_clouds_apart_and_gives_the_same_again() {
+        let e = clouds();
+        let rows: Vec<usize> = (0..60).collect();
+        let points = neighbourhoods(&e, &rows);
+        assert_eq!(points, neighbourhoods(&e, &rows));
+        let distance = |a: [f32; 2], b: [f32; 2]| (a[0] - b[0]).hypot(a[1] - b[1]);
+        for i in 0..60 {
+            let others = rows.iter().filter(|j| **j != i);
+            let nearest = others
+                .min_by(|a, b| distance(points[i], points[**a]).total_cmp(&distance(points[i], points[**b])))
+                .unwrap();
+            assert_eq!(nearest % 2, i % 2, "tile {i} lies in the other cloud");
+        }
+        assert_eq!(neighbourhoods(&e, &rows[..5]), principal_components(&e, &rows[..5]));
+    }
 }

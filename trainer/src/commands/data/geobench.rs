@@ -28,6 +28,10 @@ pub struct Geobench {
     #[arg(long)]
     as_released: bool,
 
+    /// Cut tiles into squares of so many pixels; what is left over is dropped. Models take at most 256
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u16).range(1..))]
+    cut: Option<u16>,
+
     /// The dataset folder to write
     #[arg(long, value_name = "OUT")]
     out: PathBuf,
@@ -36,7 +40,10 @@ pub struct Geobench {
 impl Geobench {
     pub(super) fn run(self) -> Result<()> {
         folder::prepare(&self.out)?;
-        let data = geobench::read(&self.folder, &self.partition, self.as_released)?;
+        let mut data = geobench::read(&self.folder, &self.partition, self.as_released)?;
+        if let Some(side) = self.cut {
+            data = data.cut(side.into())?;
+        }
         folder::write(&self.out, &data.about, &data.tiles, &data.labels, &data.split)?;
         let count = |code: i64| data.split.iter().filter(|c| **c == code).count();
         println!(
