@@ -179,11 +179,6 @@ impl SizeArgs {
         }
         Ok(architecture)
     }
-
-    /// The size as a name for models: `zepto`, or `custom`.
-    fn name(&self, default: &str) -> String {
-        if self.dims.is_empty() { self.size.clone().unwrap_or_else(|| default.to_owned()) } else { "custom".into() }
-    }
 }
 
 fn four<T: Copy>(option: &str, values: &[T]) -> Result<[T; STAGES]> {
