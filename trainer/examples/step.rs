@@ -39,7 +39,7 @@ fn tasks() -> Vec<Task> {
 }
 
 fn target(kind: TaskKind, batch: usize, rng: &mut StdRng) -> Result<Target> {
-    let mut values = |shape: &[usize]| Tensor::randn(0f32, 1.0, shape, &Device::Cpu);
+    let values = |shape: &[usize]| Tensor::randn(0f32, 1.0, shape, &Device::Cpu);
     let mut classes = |shape: &[usize], count: usize| {
         let labels: Vec<i64> = (0..shape.iter().product()).map(|_| rng.random_range(0..count as i64)).collect();
         Tensor::from_vec(labels, shape, &Device::Cpu)
