@@ -175,3 +175,41 @@ fn truncated_normal(rng: &mut StdRng) -> f32 {
 pub(crate) fn to_array(tensor: &Tensor) -> Result<Array> {
     Ok(Array { shape: tensor.dims().to_vec(), data: tensor.flatten_all()?.to_vec1()? })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    #[test]
+    fn weights_start_as_asked() {
+        let shapes: BTreeMap<String, Vec<usize>> = [
+            ("encoder.initial_conv.0.weight", vec![40, 12, 3, 3]),
+            ("encoder.stages.0.0.dwconv.weight", vec![80, 1, 7, 7]),
+            ("encoder.stages.0.0.pwconv1.weight", vec![80, 40]),
+            ("decoder.0.dwconv.weight", vec![80, 1, 7, 7]),
+            ("decoder.0.pwconv1.weight", vec![80, 40]),
+            ("proj.weight", vec![80, 40]),
+            ("pred.aster.weight", vec![80, 40]),
+            ("pred.lat.weight", vec![80, 40]),
+            ("mask_token", vec![1, 4000, 1, 1]),
+        ]
+        .map(|(name, shape)| (name.to_owned(), shape))
+        .into();
+        // The deviation of a normal distribution that is cut at two of its own is 0.8796 of it.
+        let wide = ["initial_conv", "decoder.0.pwconv1", "pred.lat", "mask_token"];
+        for init in [Init::Small, Init::Mmearth] {
+            let values = fresh(&shapes, init, |n| n.contains("aster"), &mut StdRng::seed_from_u64(1));
+            for (name, array) in &values {
+                let n = array.data.len() as f64;
+                let std = (array.data.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / n).sqrt();
+                let expected = match init {
+                    Init::Small => 0.8796 * 0.02,
+                    Init::Mmearth if wide.iter().any(|part| name.contains(part)) => 0.02,
+                    Init::Mmearth => 0.8796,
+                };
+                assert!((std / expected - 1.0).abs() < 0.05, "{init:?} {name}: {std}, expected {expected}");
+            }
+        }
+    }
+}
