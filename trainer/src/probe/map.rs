@@ -93,7 +93,7 @@ mod tests {
     fn clouds() -> Matrix {
         let wave = |i: usize, a: f32| (i as f32 * a).sin();
         let row = |i: usize| {
-            let far = if i % 2 == 0 { 3.0 } else { -3.0 };
+            let far = if i.is_multiple_of(2) { 3.0 } else { -3.0 };
             [far + wave(i, 1.3), far + wave(i, 2.1), 1.0 + wave(i, 3.7), 2.0 * wave(i, 0.9)]
         };
         Matrix { rows: 60, columns: 4, data: (0..60).flat_map(row).collect() }
