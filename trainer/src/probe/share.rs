@@ -42,7 +42,7 @@ mod tests {
         assert_eq!([0, 1, 2].map(|c| few.iter().filter(|i| of[**i] == c).count()), [10, 1, 1]);
         assert!(few.is_sorted() && few.iter().all(|i| train.contains(i)));
         let more = share_of_labels(&labels, &train, 0.5, 3);
-        assert!(few.iter().all(|i| more.contains(i)) && more.len() == 59);
+        assert!(few.iter().all(|i| more.contains(i)) && more.len() == 60);
         assert_ne!(few, share_of_labels(&labels, &train, 0.1, 4));
         assert_eq!(share_of_labels(&labels, &train, 1.0, 3), train);
         assert_eq!(share_of_labels(&labels, &train, 0.001, 3).len(), 3);

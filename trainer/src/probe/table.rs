@@ -74,8 +74,8 @@ mod tests {
         }];
         let text = markdown(&rows, &[Kind::Knn, Kind::Mmearth], &[0.01, 1.0], 20);
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "| model |   20-NN 1 % | 20-NN 100 % | MMEarth linear 1 % | MMEarth linear 100 % |");
-        assert_eq!(lines[1], "| ----- | ----------: | ----------: | -----------------: | -------------------: |");
-        assert_eq!(lines[2], "| zepto |  55.0 ± 7.1 |        80.0 |                  - |                    - |");
+        assert_eq!(lines[0], "| model |  20-NN 1 % | 20-NN 100 % | MMEarth linear 1 % | MMEarth linear 100 % |");
+        assert_eq!(lines[1], "| ----- | ---------: | ----------: | -----------------: | -------------------: |");
+        assert_eq!(lines[2], "| zepto | 55.0 ± 7.1 |        80.0 |                  - |                    - |");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::data::{eurosat, folder};
@@ -21,7 +21,7 @@ pub struct Eurosat {
     folder: PathBuf,
 
     /// Lists of file names, one a line, that train, validate and test, in place of a drawn split; the ending does not count
-    #[arg(long, value_name = "TRAIN,VAL,TEST", value_delimiter = ',', num_args = 3)]
+    #[arg(long, value_name = "TRAIN,VAL,TEST", value_delimiter = ',')]
     lists: Vec<PathBuf>,
 
     /// Seed of the drawn split: 70 % train, 10 % validate, 20 % test
@@ -35,6 +35,8 @@ pub struct Eurosat {
 
 impl Eurosat {
     pub(super) fn run(self) -> Result<()> {
+        let given = self.lists.len();
+        ensure!(given == 0 || given == 3, "--lists: takes three files, not {given}");
         folder::prepare(&self.out)?;
         let images = eurosat::find(&self.folder)?;
         let split = match self.lists.as_slice() {
