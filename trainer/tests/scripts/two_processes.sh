@@ -6,4 +6,5 @@ cd "$(dirname "$0")/../../.."
 for tool in mpicc mpirun; do
   command -v "$tool" >/dev/null || { echo "SKIPPED: $tool is missing (Debian: libopenmpi-dev openmpi-bin libclang-dev)" >&2; exit 3; }
 done
-exec cargo test -p nadir-trainer --features mpi --test parallel -- --nocapture
+# The whole workspace, so that no dependency is built a second time with fewer features.
+exec cargo test --workspace --features nadir-trainer/mpi --test parallel -- --nocapture
