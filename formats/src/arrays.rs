@@ -37,6 +37,9 @@ impl Matrix {
         let &[rows, columns] = npy.shape() else {
             return Err(invalid(path, format!("has shape {:?}, expected [tiles, dimension]", npy.shape())));
         };
+        if columns == 0 {
+            return Err(invalid(path, format!("has shape [{rows}, 0], expected at least one dimension")));
+        }
         let (rows, columns) = (rows as usize, columns as usize);
         let data = match scalar(&npy) {
             Some((TypeChar::Float, 4)) => npy.into_vec::<f32>().map_err(io(path))?,

@@ -19,7 +19,7 @@ use crate::params::Params;
 /// Widths of the two layers between the encoder and the space in which views are compared; both are used while training only.
 const HIDDEN: usize = 512;
 const WIDTH: usize = 128;
-/// Stands for "never" among logits.
+/// Below any similarity by so much that its exponential is 0 at any temperature that a model can be trained at.
 const NEVER: f32 = -1e4;
 
 /// How views are told apart.
@@ -44,11 +44,11 @@ pub(crate) fn shapes(d: usize) -> BTreeMap<String, Vec<usize>> {
 /// view of every tile, then the second of every tile.
 ///
 /// # Errors
-/// If the number of views is not even.
+/// If the number of views is not even, or there are those of one tile only: nothing is to be told apart then.
 pub(crate) fn loss(rows: &Tensor, grid: &Grid, params: &Params, temperature: f64, ln_eps: f32) -> Result<Tensor> {
     let (views, d) = (grid.batch, rows.dim(1)?);
-    if !views.is_multiple_of(2) {
-        candle_core::bail!("{views} views are not two of each tile");
+    if !views.is_multiple_of(2) || views < 4 {
+        candle_core::bail!("{views} views are not two of each of at least two tiles");
     }
     let get = |name: &str| params.get(&format!("contrast.{name}"));
     let pooled = rows.to_dtype(candle_core::DType::F32)?.reshape((views, grid.rows, d))?.mean(1)?;
@@ -59,7 +59,7 @@ pub(crate) fn loss(rows: &Tensor, grid: &Grid, params: &Params, temperature: f64
     // A view is not to be found itself.
     let own = (0..views * views).map(|i| if i / views == i % views { NEVER } else { 0.0 }).collect();
     let own = Tensor::from_vec::<_, f32>(own, (views, views), rows.device())?;
-    let logits = ((unit.matmul(&unit.t()?)? / temperature)? + own)?;
+    let logits = ((unit.matmul(&unit.t()?)? + own)? / temperature)?;
     let other: Vec<u32> = (0..views).map(|i| ((i + views / 2) % views) as u32).collect();
     ops::cross_entropy(&logits, &other)
 }
@@ -197,7 +197,10 @@ mod tests {
         };
         let should = (0..views).map(term).sum::<f64>() / views as f64;
         assert!((f64::from(is) - should).abs() < 1e-5, "{is} {should}");
-        assert!(loss(&pooled, &Grid::full(1, 5), &params, 0.2, 1e-6).is_err());
+        for views in [2, 5] {
+            let few = pooled.narrow(0, 0, views).unwrap();
+            assert!(loss(&few, &Grid::full(1, views), &params, 0.2, 1e-6).is_err());
+        }
     }
 
     #[test]

@@ -272,6 +272,18 @@ pub fn fingerprint(tiles: &Tiles) -> String {
         Pixels::U16(v) => v.iter().for_each(|v| hash.update(v.to_le_bytes())),
         Pixels::F32(v) => v.iter().for_each(|v| hash.update(v.to_le_bytes())),
     }
+    short(hash)
+}
+
+/// 16 hexadecimal digits that name a choice of rows.
+pub fn fingerprint_of_rows(rows: &[usize]) -> String {
+    let mut hash = Sha256::new();
+    rows.iter().for_each(|row| hash.update((*row as u64).to_le_bytes()));
+    short(hash)
+}
+
+/// The first 16 hexadecimal digits.
+fn short(hash: Sha256) -> String {
     hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect()
 }
 

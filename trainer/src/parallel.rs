@@ -7,11 +7,13 @@
 //!   processes this is the mean over the batch.
 //! - Uncertainty weighting, `exp(-s) L + s`, is linear in `L`; each process takes `s` divided by the number of processes.
 //! - Gradients are then summed, not averaged ([`Group::sum`] over one flat tensor), and every process does the same step
-//!   of the optimiser. Weights and optimiser state of process 0 are sent to all before the first step.
+//!   of the optimiser. The weights of process 0 are sent to all before the first step; a resumed run is read from the folder by
+//!   each, which must be at the same step.
 //!
 //! Order, symmetries, crops and masks are drawn for the whole batch from seed and step in every process, which then takes
 //! its part. With `--grn batch` the norms are over a process's part alone, as MMEarth's code has it; then a batch cut in
-//! parts is not the same as a whole one.
+//! parts is not the same as a whole one. Nor is it with `--contrast`: each process draws views and masks of its own, and tells
+//! apart those of its own part.
 //!
 //! Between GPUs NCCL does the sums (feature `nccl`), between CPUs an installed MPI (feature `mpi`).
 
@@ -24,8 +26,9 @@ mod nccl;
 mod rendezvous;
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{Device, Tensor};
 
 pub use environment::Place;
@@ -161,10 +164,11 @@ impl Group {
     /// Does `work`. If it fails here, all processes end: the message is said here, with this process's number, and the
     /// launcher sees a failure.
     pub fn together<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let done = work();
         if self.size == 1 {
-            return done;
+            return work();
         }
+        // A panic here must end the others too, which would wait for ever.
+        let done = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(anyhow!("panicked, see above")));
         let done = done.with_context(|| format!("process {} of {}", self.rank, self.size));
         #[cfg(feature = "mpi")]
         if let (Link::Mpi(world), Err(error)) = (&self.link, &done) {

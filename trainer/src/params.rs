@@ -122,7 +122,8 @@ impl Init {
         if self == Self::Small {
             return 0.02 * truncated_normal(rng);
         }
-        let depthwise = shape.len() == 4 && shape[1] == 1 && name != "mask_token";
+        let dense = name == "mask_token" || name.ends_with("initial_conv.0.weight");
+        let depthwise = shape.len() == 4 && shape[1] == 1 && !dense;
         let pointwise = name.starts_with("encoder.") && shape.len() == 2;
         // The decoder's own linear layers are dense ones, with 0.02; `proj` and the heads of pixels are convolutions.
         match depthwise || pointwise || pixel_head || name == "proj.weight" {
@@ -184,7 +185,7 @@ mod tests {
     #[test]
     fn weights_start_as_asked() {
         let shapes: BTreeMap<String, Vec<usize>> = [
-            ("encoder.initial_conv.0.weight", vec![40, 12, 3, 3]),
+            ("encoder.initial_conv.0.weight", vec![480, 1, 3, 3]),
             ("encoder.stages.0.0.dwconv.weight", vec![80, 1, 7, 7]),
             ("encoder.stages.0.0.pwconv1.weight", vec![80, 40]),
             ("decoder.0.dwconv.weight", vec![80, 1, 7, 7]),

@@ -99,8 +99,15 @@ impl Run {
 
     /// Removes what a killed run was writing: `NAME.PROCESS.part`, where NAME is a file of a run.
     fn remove_parts(&self) -> Result<()> {
-        const NAMES: [&str; 6] =
-            ["config.json", "run.toml", "metrics.jsonl", "loss.png", "checkpoint.safetensors", "encoder.safetensors"];
+        const NAMES: [&str; 7] = [
+            "config.json",
+            "run.toml",
+            "metrics.jsonl",
+            "loss.png",
+            "checkpoint.safetensors",
+            "teacher.npy",
+            "encoder.safetensors",
+        ];
         let shown = || self.folder.display().to_string();
         for entry in std::fs::read_dir(&self.folder).with_context(shown)? {
             let entry = entry.with_context(shown)?;

@@ -249,3 +249,36 @@ fn wrong_models_and_embeddings_are_named() {
     desk.refuse(&probe("labels.npy", "same.npy"), &["same.npy", "entry 0 is 4"]);
     desk.refuse(&probe("e.npy", "split.npy"), &["e.npy", "expected [tiles]"]);
 }
+
+#[cfg(unix)]
+#[test]
+fn views_are_told_apart_also_after_a_death() {
+    let desk = desk();
+    let start = |out: &str| pretrain(8, out) + " --contrast 0.5 --temperature 0.1 --jitter 0.2 --accumulate 2";
+    desk.succeed(&start("whole"));
+    let card = Encoder::read(&desk.path("whole/encoder.safetensors")).unwrap().card;
+    let recipe = "--contrast 0.5 --temperature 0.1 --jitter 0.2";
+    assert!(card.provenance.recipe.contains(recipe), "{}", card.provenance.recipe);
+    let contrast = |at: usize| {
+        let metrics = timeless(&desk.path("whole/metrics.jsonl"));
+        let epochs: Vec<_> = metrics.iter().filter(|m| m["kind"] == "epoch").collect();
+        epochs[at]["tasks"]["contrast"].as_f64().unwrap()
+    };
+    // Sixteen views: guessing costs the logarithm of 15.
+    assert!(contrast(7) < 0.8 * contrast(0) && contrast(0) < 3.5, "from {} to {}", contrast(0), contrast(7));
+
+    let mut child = desk.command(&start("cut")).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let checkpoint = desk.path("cut/checkpoint.safetensors");
+    let began = std::time::Instant::now();
+    while !checkpoint.exists() {
+        assert!(began.elapsed().as_secs() < 60, "no checkpoint comes");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    desk.succeed(&(start("cut") + " --resume"));
+    let bytes = |run: &str| std::fs::read(desk.path(run).join("encoder.safetensors")).unwrap();
+    assert!(bytes("cut") == bytes("whole"));
+    let other = start("cut").replace("--jitter 0.2", "--jitter 0.4");
+    desk.refuse(&(other + " --resume"), &["jitter is 0.4, the run has 0.2"]);
+}

@@ -95,6 +95,7 @@ impl Vectors {
             let gradient = gradients.get(var.as_tensor()).unwrap_or_else(|| panic!("{name} has no gradient"));
             let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let error = relative(&gradient, &expected[name].data);
+            assert!(error.is_finite(), "{case}: gradient of {name}");
             if error > worst.0 {
                 worst = (error, name.to_owned());
             }

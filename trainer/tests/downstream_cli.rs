@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use nadir::model::{Architecture, StemPadding};
 use nadir_formats::{
-    BandCard, Encoder as EncoderFile, ModelCard, Pixels, Provenance, Tiles, read_integers, read_values, write_integers,
-    write_npy,
+    BandCard, Encoder as EncoderFile, Matrix, ModelCard, Pixels, Provenance, Tiles, read_integers, read_values,
+    write_integers, write_npy,
 };
 use nadir_trainer::data::{Stream, generator};
 use nadir_trainer::encoder::Encoder;
@@ -146,6 +146,14 @@ fn models_are_compared_in_one_table() {
     );
     write_model(&desk.path("nir.safetensors"), &["B4", "B3", "B8"], "nir");
     error(&format!("probe --model @nir.safetensors {DATA} --bands B4,B3,B2"), &["tiles.npy", "needs B8"]);
+    error(
+        &format!("probe --model @model.safetensors --model @nir.safetensors {DATA}"),
+        &["nir takes the bands B4,B3,B8, another model B4,B3,B2", "--bands"],
+    );
+    error(
+        &format!("probe --model @model.safetensors {DATA} --few-shot 20,20.001"),
+        &["--few-shot: 20 % and 20.001", "two decimals"],
+    );
 }
 
 /// The results of a short fine-tuning.
@@ -178,6 +186,15 @@ fn every_kind_of_label_is_learned() {
     let (said, results) = finetune(&desk, "map", "map", "--epochs 8 --frozen-epochs 2 --base-lr 0.2 --flips");
     assert!(results["mean_iou"].as_f64().unwrap() > 0.8, "{said}");
     assert_eq!(read_values(&desk.path("map/predictions.npy")).unwrap().0, [15, 16, 16]);
+    // The encoder inside goes on as one: its embeddings of the training tiles have mean 0.
+    desk.succeed("embed --model @map/encoder.safetensors --tiles @tiles.npy --out @e.npy");
+    let embeddings = Matrix::read(&desk.path("e.npy")).unwrap();
+    let split = read_integers(&desk.path("split.npy")).unwrap();
+    let train: Vec<usize> = (0..split.len()).filter(|i| split[*i] == 0).collect();
+    for column in 0..embeddings.columns {
+        let mean = train.iter().map(|i| embeddings.row(*i)[column]).sum::<f32>() / train.len() as f32;
+        assert!(mean.abs() < 1e-4, "dimension {column}: {mean}");
+    }
     let (said, results) = finetune(&desk, "heights", "heights", "--epochs 24 --frozen-epochs 4 --base-lr 0.2");
     assert!(results["r2"].as_f64().unwrap() > 0.6 && results["rmse"].as_f64().unwrap() < 7.0, "{said}");
 
@@ -186,6 +203,26 @@ fn every_kind_of_label_is_learned() {
     };
     refuse("", &["classes: is not empty", "--resume"]);
     refuse("--resume --epochs 3", &["cannot resume with other settings"]);
+    // The tiles that were trained on must not become those that are tested.
+    let mut split = read_integers(&desk.path("split.npy")).unwrap();
+    let recipe = "--batch 6 --accumulate 1 --drop-path 0.05 --epochs 12 --base-lr 0.1 --layer-decay 1";
+    for (other, setting) in [(1, "rows is"), (0, "pixels is")] {
+        let [there, test] = [other, 2].map(|code| split.iter().position(|s| *s == code).unwrap());
+        split.swap(there, test);
+        write_integers(&desk.path("split.npy"), &split).unwrap();
+        refuse(&format!("{recipe} --resume"), &["cannot resume with other settings", setting]);
+    }
+    let level = |more: &str, parts: &[&str]| {
+        desk.refuse(
+            &format!(
+                "finetune --model @model.safetensors --tiles @tiles.npy --split @split.npy --out @x --labels {more}"
+            ),
+            parts,
+        )
+    };
+    level("@level.npy --smoothing 0.1", &["--smoothing 0.1: must be at most 0"]);
+    level("@several.npy --smoothing 0.6", &["--smoothing 0.6: must be at most 0.5"]);
+    level("@map.npy --layer-decay 0.9", &["--layer-decay has no part in training a UNet"]);
 }
 
 #[cfg(unix)]
@@ -258,6 +295,8 @@ fn geobench_folders_become_datasets() {
             for (band, sum) in sums.iter().enumerate() {
                 let plane = SIDE * SIDE;
                 let values = (band * plane..(band + 1) * plane).map(|at| f64::from(tiles.tile(row).value(at).unwrap()));
+                // Radar is in units of its own.
+                let factor = if bands[band].starts_with("VH") { 1.0 } else { factor };
                 let (is, should) = (values.sum::<f64>(), factor * sum.as_f64().unwrap());
                 assert!((is - should).abs() <= 1e-6 * should, "{name} {row} {band}: {is}, not {should}");
             }

@@ -40,7 +40,8 @@ fn config_path(command: &Command, texts: &[String]) -> Option<PathBuf> {
 }
 
 fn option<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
-    command.get_arguments().find(|a| a.get_long() == Some(name))
+    let also = |a: &Arg| a.get_all_aliases().is_some_and(|aliases| aliases.contains(&name));
+    command.get_arguments().find(|a| a.get_long() == Some(name) || also(a))
 }
 
 /// Whether the options cannot stand together.

@@ -107,13 +107,20 @@ impl Distill {
         let view = View::new(&tiles, &teacher_card.bands, &plan.bands, side, plan.fit)
             .with_context(|| self.tiles.tiles.display().to_string())?;
         let pixels = fingerprint(&tiles);
-        let name = self.schedule.name.clone().unwrap_or_else(|| format!("{}-{}", plan.name, plan.bands.len()));
+        let name = self.schedule.name.clone().unwrap_or_else(|| plan.name.clone());
         let card = ModelCard {
             name,
             architecture: plan.architecture,
             bands: plan.bands.clone(),
             embedding_space: "unnamed".into(),
-            provenance: provenance(self.tiles.described(tiles.len(), &pixels), self.recipe(&teacher_card, plan.fit)),
+            provenance: provenance(
+                self.tiles.described(tiles.len(), &pixels),
+                self.recipe(
+                    &teacher_card,
+                    plan.fit,
+                    plan.architecture.tile_size != teacher_card.architecture.tile_size,
+                ),
+            ),
         };
         if let Err(reason) = card.validate() {
             bail!("{reason}");
@@ -227,7 +234,7 @@ impl Distill {
     }
 
     /// The command line's essentials.
-    fn recipe(&self, teacher: &ModelCard, fit: Fit) -> String {
+    fn recipe(&self, teacher: &ModelCard, fit: Fit, resized: bool) -> String {
         let mut recipe = format!(
             "distill from {} (embedding space {}) {} --feature-weight {} --relation-weight {}",
             teacher.name,
@@ -248,7 +255,8 @@ impl Distill {
         option(!lengths.is_empty(), format!("--matryoshka {}", lengths.join(",")));
         option(self.keep_space, "--keep-space".into());
         option(self.band_dropout > 0.0, format!("--band-dropout {}", self.band_dropout));
-        option(self.student.tile_size.is_some(), format!("--fit {}", format!("{fit:?}").to_lowercase()));
+        option(resized, format!("--fit {}", format!("{fit:?}").to_lowercase()));
+        option(self.teacher_embeddings.is_some(), "--teacher-embeddings".into());
         option(self.student.init.is_some(), "--init, from an earlier student".into());
         recipe
     }

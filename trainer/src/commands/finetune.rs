@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 
 use super::labelled::{Labelled, LabelledArgs};
 use super::{End, already_finished, end, not_negative, positive, provenance, read_model, write_encoder};
-use crate::data::{Labels, NO_CLASS, Stream, fingerprint, generator};
+use crate::data::{Labels, NO_CLASS, Stream, fingerprint, fingerprint_of_rows, generator};
 use crate::finetune::Recipe;
 use crate::finetune::fit::{Examples, fit};
 use crate::finetune::net::{ENCODER, Net, Trained};
 use crate::probe::compare::greatest;
 use crate::probe::metrics::{micro_average_precision, micro_f1, regression};
 use crate::probe::{Confusion, share_of_labels};
-use crate::run::{Run, stop_on_signals};
+use crate::run::{Run, fit_norm, stop_on_signals};
 
 /// Train an encoder on with labels, and test it
 ///
@@ -112,12 +112,12 @@ impl Finetune {
         let (mut card, encoder) = read_model(&self.model)?;
         let (tiles, bands, encoder) = data.for_model(&card, &encoder)?;
         let rows = share_of_labels(&data.labels, &data.split.train, self.few_shot / 100.0, self.seed);
-        let recipe = self.recipe(&data.labels).fitted(rows.len());
+        let recipe = self.recipe(&data.labels)?.fitted(rows.len());
         let mut random = generator(self.seed, Stream::Weights, 0);
         let side = tiles.shape[2];
         let net = Net::new(&encoder, &data.labels, &rows, tiles.len(), side, Trained::All, &mut random)?;
 
-        let pixels = fingerprint(&tiles);
+        let pixels = fingerprint(&tiles.pick(&rows));
         let mut settings = json!({
             "command": "finetune",
             "model": card.name,
@@ -125,7 +125,9 @@ impl Finetune {
             "data": data.name,
             "pixels": pixels,
             "labels": data.labels.described(),
+            "label_values": data.labels.fingerprint(),
             "tiles": {"train": rows.len(), "test": data.split.test.len()},
+            "rows": {"train": fingerprint_of_rows(&rows), "test": fingerprint_of_rows(&data.split.test)},
             "bands": bands,
             "few_shot": self.few_shot,
         });
@@ -145,6 +147,10 @@ impl Finetune {
             let text = serde_json::to_string_pretty(&results)? + "\n";
             nadir_formats::write_atomic(&self.out.join("results.json"), text.as_bytes())?;
             self.write_head(&net)?;
+            if net.pixels() {
+                // The UNet trains the encoder's maps and has no use for its norm.
+                fit_norm(net.encoder(), &tiles.pick(&rows), &bands)?;
+            }
             card.architecture = *net.encoder().architecture();
             card.bands = bands.clone();
             let recipe = format!("finetune {} (space {})", serde_json::to_string(&recipe)?, card.embedding_space);
@@ -156,12 +162,24 @@ impl Finetune {
     }
 
     /// MMEarth's recipe with what was given in its place.
-    fn recipe(&self, labels: &Labels) -> Recipe {
+    fn recipe(&self, labels: &Labels) -> Result<Recipe> {
         let of = Recipe::of_labels(labels, self.seed);
+        let kind = labels.described();
+        if let Some(smoothing) = self.smoothing {
+            let limit = match labels {
+                Labels::Classes { .. } => 1.0,
+                // From one half on a class that is there would count as one that is not.
+                Labels::Multi { .. } => 0.5,
+                _ => 0.0,
+            };
+            ensure!(smoothing <= limit, "--smoothing {smoothing}: must be at most {limit} for {kind}");
+        }
+        let held = matches!(labels, Labels::Map { .. } | Labels::NumberMap { .. });
+        ensure!(!held || self.layer_decay.is_none(), "--layer-decay has no part in training a UNet ({kind})");
         let epochs = self.epochs.unwrap_or(of.epochs);
         // A shorter run keeps the share of frozen epochs.
         let frozen = of.frozen_epochs * epochs / of.epochs;
-        Recipe {
+        Ok(Recipe {
             epochs,
             frozen_epochs: self.frozen_epochs.unwrap_or(frozen),
             batch: self.batch.map_or(of.batch, |n| n as usize),
@@ -173,7 +191,7 @@ impl Finetune {
             smoothing: self.smoothing.unwrap_or(of.smoothing),
             flips: self.flips,
             ..of
-        }
+        })
     }
 
     /// Compares the predictions for the test tiles with their labels, and writes `predictions.npy`.

@@ -82,7 +82,8 @@ pub struct Pretrain {
     no_uncertainty: bool,
 
     /// Weight of a contrastive loss beside MP-MAE's: two views of each tile, each in part hidden and in a light of its own (and
-    /// turned, with --flips), are to be told from those of other tiles. 0 for none; a step then costs half as much
+    /// turned, with --flips), are to be told from those of the other tiles of a batch (--accumulate and further processes add none).
+    /// 0 for none; a step then costs half as much
     #[arg(long, default_value_t = 0.0, value_name = "WEIGHT", value_parser = super::not_negative)]
     contrast: f64,
 
@@ -164,7 +165,10 @@ impl Pretrain {
         }
         // The first process makes the folder, then the others look at it.
         let run = match group.leads() {
-            true => Some(self.schedule.open(&self.settings(&card, &config, &schedule, &source.settings))?),
+            true => {
+                let settings = self.settings(&card, &config, &schedule, &source.settings, group.size());
+                Some(self.schedule.open(&settings)?)
+            }
             false => None,
         };
         group.sum(&mut [0.0])?;
@@ -224,7 +228,14 @@ impl Pretrain {
     }
 
     /// What `config.json` holds: all that a resumed run must share.
-    fn settings(&self, card: &ModelCard, config: &MpMaeConfig, schedule: &Schedule, data: &Value) -> Value {
+    fn settings(
+        &self,
+        card: &ModelCard,
+        config: &MpMaeConfig,
+        schedule: &Schedule,
+        data: &Value,
+        processes: usize,
+    ) -> Value {
         let s = &self.schedule;
         let mut settings = json!({
             "command": "pretrain",
@@ -241,6 +252,8 @@ impl Pretrain {
             "contrast": self.contrast,
             "temperature": self.temperature,
             "jitter": self.jitter,
+            // Where the tiles of a process are looked at together, the number of processes tells.
+            "processes": (self.contrast > 0.0 || config.grn == Grn::Batch).then_some(processes),
             "precision": format!("{:?}", self.device.precision()),
             "epochs": schedule.epochs,
             "batch": s.batch,

@@ -19,7 +19,7 @@ use crate::probe::{Confusion, Logistic, Split, Standardiser, nearest_neighbours}
 ///
 /// Two probes are trained on the rows of split 0 and tested on those of split 2: the majority of the nearest neighbours in
 /// cosine similarity (of equal votes the nearest wins), and a logistic regression on standardised embeddings with an L2
-/// penalty, fitted to convergence. Its strength C (as in scikit-learn) is chosen by the accuracy on split 1 where there
+/// penalty, fitted to convergence. Its strength C (as in scikit-learn) is chosen by the accuracy (of several classes a tile, F1) on split 1 where there
 /// is one, among 0.001, 0.01, 0.1, 1 and 10; otherwise it is 1.
 ///
 /// With --embeddings one file of them is measured and the classes are listed one by one. With --model any number of models are

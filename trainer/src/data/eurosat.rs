@@ -94,6 +94,11 @@ pub fn draw_split(images: &Images, seed: u64) -> Vec<i64> {
 pub fn listed_split(images: &Images, lists: &[PathBuf]) -> Result<Vec<i64>> {
     let stem = |path: &Path| path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let rows: HashMap<String, usize> = images.files.iter().enumerate().map(|(row, (_, f))| (stem(f), row)).collect();
+    if rows.len() < images.files.len() {
+        let twice = images.files.iter().enumerate().find(|(row, (_, file))| rows[&stem(file)] != *row);
+        let name = twice.map(|(_, (_, file))| stem(file)).unwrap_or_default();
+        bail!("two images are named {name}: lists of names cannot tell them apart");
+    }
     let mut split = vec![-1; images.files.len()];
     for (code, list) in (0..).zip(lists) {
         let text = std::fs::read_to_string(list).with_context(|| list.display().to_string())?;

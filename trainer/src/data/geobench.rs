@@ -38,6 +38,9 @@ const BRICK_KILN: [(&str, &str); 7] =
 /// m-so2sat stores reflectance, all others store it times this.
 const REFLECTANCE: f32 = 10_000.0;
 
+/// More classes than any dataset has.
+const MAX_CLASSES: usize = 65536;
+
 /// Reads the dataset in `folder` with the partition `partition`.
 ///
 /// # Errors
@@ -78,7 +81,6 @@ pub fn read(folder: &Path, partition: &str, as_released: bool) -> Result<Dataset
         unit: "reflectance x 10000".into(),
         corrections: Vec::new(),
     };
-    let mut scale = 1.0;
     match dataset.as_str() {
         "m-eurosat" if !as_released => {
             rename(&mut about, &EUROSAT, "the published names misplace B8A, B9, B10, B11 and B12 (geo-bench issue 28)")
@@ -89,8 +91,11 @@ pub fn read(folder: &Path, partition: &str, as_released: bool) -> Result<Dataset
             "the files hold B1-B5, B7, B8, B8A, B11, B12 and a true-colour image; B6 and B9 are not there (geo-bench issue 29)",
         ),
         "m-so2sat" if !as_released => {
-            scale = REFLECTANCE;
-            about.corrections.push("m-so2sat: values times 10000".into());
+            let optical: Vec<bool> = about.bands.iter().map(|band| band.starts_with('B')).collect();
+            for (band, optical) in planes.iter_mut().flat_map(|tile| tile.iter_mut().zip(&optical)) {
+                band.iter_mut().filter(|_| *optical).for_each(|v| *v *= REFLECTANCE);
+            }
+            about.corrections.push("m-so2sat: values of Sentinel-2 times 10000".into());
             for (missing, from) in [("B1", "B2"), ("B9", "B8A")] {
                 let source =
                     about.bands.iter().position(|b| b == from).filter(|_| !about.bands.iter().any(|b| b == missing));
@@ -109,8 +114,7 @@ pub fn read(folder: &Path, partition: &str, as_released: bool) -> Result<Dataset
         _ => {}
     }
     let shape = [planes.len(), about.bands.len(), side, side];
-    let whole = integers && scale == 1.0;
-    let pixels = pixels(planes, whole, scale, &mut about);
+    let pixels = pixels(planes, integers, &mut about);
     ensure!(!about.bands.is_empty() && side > 0, "{shown}: has no pixel");
     Ok(Dataset { about, tiles: Tiles { shape, pixels }, labels, split })
 }
@@ -135,6 +139,11 @@ fn samples(folder: &Path, partition: &str) -> Result<(Vec<String>, Vec<i64>)> {
         names.extend(of);
     }
     ensure!(!names.is_empty(), "{}: names no sample", path.display());
+    let mut sorted: Vec<&String> = names.iter().collect();
+    sorted.sort();
+    if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        bail!("{}: names sample {} twice", path.display(), twice[0]);
+    }
     Ok((names, split))
 }
 
@@ -156,6 +165,9 @@ fn classes(folder: &Path) -> Result<Option<Vec<String>>> {
         return Ok(Some(names.into_iter().map(str::to_owned).collect()));
     }
     let count = state.and_then(|state| specs.int(specs.entry(state, "n_classes")?));
+    if let Some(n) = count {
+        ensure!((1..=MAX_CLASSES).contains(&n), "{}: n_classes is {n}, expected 1 to {MAX_CLASSES}", path.display());
+    }
     Ok(count.map(|n| (0..n).map(|class| class.to_string()).collect()))
 }
 
@@ -255,10 +267,10 @@ fn check_classes(labels: &Stored, classes: Option<usize>, at: &dyn Fn(usize) -> 
 }
 
 /// All pixels as u16 if they are whole, otherwise as f32. Negative whole numbers, which reflectance cannot be, become 0.
-fn pixels(planes: Vec<Vec<Vec<f32>>>, whole: bool, scale: f32, about: &mut Description) -> Pixels {
+fn pixels(planes: Vec<Vec<Vec<f32>>>, whole: bool, about: &mut Description) -> Pixels {
     let values = || planes.iter().flatten().flatten();
     if !whole || values().any(|v| *v > f32::from(u16::MAX)) {
-        return Pixels::F32(values().map(|v| v * scale).collect());
+        return Pixels::F32(values().copied().collect());
     }
     let negative = values().filter(|v| **v < 0.0).count();
     if negative > 0 {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 use nadir_formats::{Values, read_values};
+use sha2::{Digest, Sha256};
 
 /// Stands for "no class" in a map of classes.
 pub const NO_CLASS: u8 = 255;
@@ -69,6 +70,7 @@ impl Labels {
             shape.len() <= 3,
             "{shown}: has shape {shape:?}, expected [tiles], [tiles, classes] or [tiles, side, side]"
         );
+        ensure!(!shape.contains(&0), "{shown}: has shape {shape:?}, which holds nothing");
         let given = |n: usize, what: &str| -> Result<Vec<String>> {
             match names {
                 Some(names) if names.len() == n => Ok(names.to_vec()),
@@ -127,7 +129,7 @@ impl Labels {
     fn map(raw: &[i64], names: Option<&[String]>, ignore: Option<i64>, side: usize, shown: &str) -> Result<Self> {
         let known = || raw.iter().filter(|v| Some(**v) != ignore);
         let Some(greatest) = known().max() else { bail!("{shown}: no pixel has a class") };
-        let classes = names.map_or(greatest + 1, |names| names.len() as i64);
+        let classes = names.map_or(greatest.saturating_add(1), |names| names.len() as i64);
         ensure!(
             (2..=i64::from(NO_CLASS)).contains(&classes),
             "{shown}: has {classes} classes, expected 2 to {NO_CLASS}"
@@ -146,6 +148,21 @@ impl Labels {
         }
         let names = names.map_or_else(|| (0..classes).map(|i| i.to_string()).collect(), <[String]>::to_vec);
         Ok(Self::Map { names, of })
+    }
+
+    /// 16 hexadecimal digits that name all values and classes.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        self.names().iter().for_each(|name| hash.update(format!("{name}\n")));
+        match self {
+            Self::Classes { of, .. } => of.iter().for_each(|v| hash.update((*v as u64).to_le_bytes())),
+            Self::Multi { of, .. } => of.iter().for_each(|v| hash.update([u8::from(*v)])),
+            Self::Map { of, .. } => hash.update(of),
+            Self::Numbers { of, .. } | Self::NumberMap { of } => {
+                of.iter().for_each(|v| hash.update(v.to_bits().to_le_bytes()));
+            }
+        }
+        super::short(hash)
     }
 
     /// Number of outputs of a head that predicts these labels.

@@ -36,7 +36,7 @@ pub fn fit(net: &Net, examples: Examples, recipe: &Recipe, run: Option<&Run>, wh
     let total = recipe.epochs * per_epoch;
     let config = AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: recipe.weight_decay };
     let architecture = net.encoder().architecture();
-    let joins_later = recipe.frozen_epochs > 0;
+    let joins_later = net.pixels() || recipe.frozen_epochs > 0;
     let groups = |name: &str, rank: usize| group(architecture, recipe.layer_decay, joins_later, name, rank);
     let mut optimiser = AdamW::with_groups(net.params(), config, groups)?;
     let mut position = Position::default();

@@ -96,6 +96,11 @@ impl Net {
         &self.params
     }
 
+    /// Whether it predicts something a pixel, by a UNet.
+    pub fn pixels(&self) -> bool {
+        self.pixels
+    }
+
     /// The encoder inside.
     pub fn encoder(&self) -> &Encoder {
         &self.encoder

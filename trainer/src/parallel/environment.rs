@@ -21,7 +21,7 @@ const PORT: u16 = 29400;
 impl Place {
     /// Reads the variables of torchrun (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`), Open MPI (`OMPI_COMM_WORLD_*`) or Slurm's srun
     /// (`SLURM_PROCID`, `SLURM_STEP_NUM_TASKS`, `SLURM_LOCALID`), in this order, and `MASTER_ADDR` and `MASTER_PORT` of any.
-    /// Nothing if there are none.
+    /// Nothing if there are none. Under torchrun the port is the one above `MASTER_PORT`, where torchrun itself listens.
     ///
     /// # Errors
     /// If a variable is missing beside another, or is no number in its range.
@@ -50,6 +50,11 @@ impl Place {
         let port = match variable("MASTER_PORT") {
             None => PORT,
             Some(text) => text.parse().with_context(|| format!("MASTER_PORT={text}: is no port"))?,
+        };
+        // Under torchrun its own agent listens at this port already.
+        let port = match variable("TORCHELASTIC_USE_AGENT_STORE").as_deref() {
+            Some("True") => port.checked_add(1).context("MASTER_PORT=65535: the port above is needed, too")?,
+            _ => port,
         };
         let one_machine = variable(on_machine).as_deref() == Some(&place.size.to_string());
         let host = variable("MASTER_ADDR").or(one_machine.then(|| "127.0.0.1".to_owned()));
@@ -94,6 +99,9 @@ mod tests {
         let place = find(&torchrun).unwrap().unwrap();
         let master = Some(("node0".to_owned(), 29500));
         assert_eq!(place, Place { rank: 3, size: 8, local: 1, master });
+
+        let agent = [&torchrun[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
+        assert_eq!(find(&agent).unwrap().unwrap().master().unwrap().1, 29501);
 
         let open_mpi = [
             ("OMPI_COMM_WORLD_RANK", "1"),

@@ -4,11 +4,11 @@
 //! wrong, or a connection that ends without a farewell, ends it, and process 0 passes the message on.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 /// First bytes of a connection.
 const HELLO: [u8; 8] = *b"nadir001";
@@ -127,10 +127,9 @@ fn welcome(size: usize, port: u16, token: [u8; TOKEN]) -> Result<Met> {
 fn knock(rank: usize, place: &str) -> Result<Met> {
     let start = Instant::now();
     let mut stream = loop {
-        let found = place.to_socket_addrs().map(|mut all| all.next());
-        match found.and_then(|address| address.map(TcpStream::connect).transpose()) {
-            Ok(Some(stream)) => break stream,
-            Ok(None) => bail!("the name has no address"),
+        // Tries all addresses of the name: process 0 listens at those of IPv4.
+        match TcpStream::connect(place) {
+            Ok(stream) => break stream,
             Err(error) if start.elapsed() >= PATIENCE => return Err(error.into()),
             // Process 0 may come later.
             Err(_) => std::thread::sleep(Duration::from_millis(100)),

@@ -80,9 +80,16 @@ pub fn neighbourhoods(e: &Matrix, rows: &[usize]) -> Vec<[f32; 2]> {
         others
     });
     let near: Vec<Vec<Neighbor<f32>>> = near.collect();
-    let mut tsne: tSNE<f32, Vec<f32>> = tSNE::new(&unit);
-    tsne.perplexity(perplexity).initial_embedding(small).barnes_hut_with_neighbors(THETA, &near);
-    tsne.embedding().chunks_exact(2).map(|p| [p[0], p[1]]).collect()
+    let fit = || {
+        let mut tsne: tSNE<f32, Vec<f32>> = tSNE::new(&unit);
+        tsne.perplexity(perplexity).initial_embedding(small).barnes_hut_with_neighbors(THETA, &near);
+        tsne.embedding().chunks_exact(2).map(|p| [p[0], p[1]]).collect()
+    };
+    // On several threads the order of the crate's sums, and so the map, would be another each time.
+    match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
+        Ok(alone) => alone.install(fit),
+        Err(_) => start,
+    }
 }
 
 #[cfg(test)]

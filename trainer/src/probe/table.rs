@@ -3,7 +3,7 @@
 use super::compare::{Kind, Row, Score};
 use super::metrics::mean_and_deviation;
 
-/// `12.5`, `100`: a share in per cent, as it was typed.
+/// `12.5`, `100`: a share in per cent, to two decimals.
 pub fn per_cent(share: f64) -> String {
     format!("{}", (share * 1e4).round() / 100.0)
 }

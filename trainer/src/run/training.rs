@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::Tensor;
 
 use super::checkpoint::{Checkpoint, Position, Sums};
@@ -147,6 +147,8 @@ pub fn train(run: &Run, schedule: &Schedule, sampler: &mut Sampler, objective: &
             saved = Instant::now();
         }
         if stop && at < total {
+            // A launcher ends the other processes when one is gone: none goes before the checkpoint is written.
+            group.sum(&mut [0.0])?;
             return Ok(Outcome::Interrupted(at));
         }
     }
@@ -237,6 +239,16 @@ fn restore(run: &Run, objective: &dyn Objective, optimiser: &mut AdamW) -> Resul
         return Ok(Position::default());
     }
     let checkpoint = Checkpoint::read(&path)?;
+    // The step is below 2^24, as the optimiser's own counts are.
+    let mut steps = vec![checkpoint.position.step as f32];
+    group.broadcast(&mut steps)?;
+    ensure!(
+        steps[0] == checkpoint.position.step as f32,
+        "{}: is at step {} here, at step {} for process 0",
+        path.display(),
+        checkpoint.position.step,
+        steps[0]
+    );
     objective.params().load(&checkpoint.parameters).with_context(|| path.display().to_string())?;
     optimiser.load_state(&checkpoint.optimiser).with_context(|| path.display().to_string())?;
     Ok(checkpoint.position)

@@ -46,7 +46,7 @@ pub struct Plan {
     pub architecture: Architecture,
     pub bands: Vec<BandCard>,
     pub fit: Fit,
-    /// What the model is called before its bands are counted.
+    /// What the model is called unless it is named.
     pub name: String,
     /// The weights to continue from.
     pub tensors: Option<BTreeMap<String, Array>>,
@@ -98,7 +98,8 @@ impl StudentArgs {
             Some(wanted) => chosen(&wanted, teacher)?,
             None => teacher.bands.clone(),
         };
-        let name = if custom.is_some() { "custom".into() } else { self.student.clone() };
+        let size = if custom.is_some() { "custom" } else { &self.student };
+        let name = format!("{size}-{}", bands.len());
         Ok(Plan { architecture, bands, fit: self.fit, name, tensors: None })
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nadir::model::{Architecture, StemPadding};
 use nadir_formats::{BandCard, Encoder as EncoderFile, Tensor as Array};
 
-use crate::import::Whole;
+use crate::import::{THREE, TWELVE, Whole};
 use crate::mpmae::MpMae;
 
 /// A model to start from.
@@ -28,6 +28,15 @@ impl Start {
         if let Some(whole) = Whole::read(path)? {
             let taken = whole.bands;
             ensure!(taken == bands.len(), "--init {shown}: takes {taken} bands, the data has {}", bands.len());
+            // Whole models are MMEarth's, whose bands are known by their number.
+            let theirs = [&TWELVE[..], &THREE[..]].into_iter().find(|names| names.len() == taken);
+            let ours: Vec<&str> = bands.iter().map(|b| b.name.as_str()).collect();
+            ensure!(
+                theirs.is_none_or(|names| names == ours),
+                "--init {shown}: takes MMEarth's bands {}, the data has {}",
+                theirs.unwrap_or_default().join(","),
+                ours.join(",")
+            );
             return Ok(Self {
                 path: path.to_owned(),
                 name: format!("the whole model {}", path.file_name().unwrap_or_default().to_string_lossy()),

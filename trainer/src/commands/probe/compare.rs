@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use nadir_formats::{BandCard, Matrix, ModelCard, Tiles};
 use serde_json::json;
@@ -101,6 +101,9 @@ impl CompareArgs {
         let mut shares = if self.few_shot.is_empty() { vec![1.0] } else { self.few_shot.clone() };
         shares.sort_by(f64::total_cmp);
         shares.dedup();
+        if let Some(pair) = shares.windows(2).find(|pair| table::per_cent(pair[0]) == table::per_cent(pair[1])) {
+            bail!("--few-shot: {} % and {} % are the same to two decimals", 100.0 * pair[0], 100.0 * pair[1]);
+        }
         let models = self.models(data)?;
         if let Some(out) = &self.out {
             std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
@@ -169,12 +172,20 @@ impl CompareArgs {
     /// Reads all models before the first is run.
     fn models<'a>(&self, data: &'a Labelled) -> Result<Vec<Model<'a>>> {
         let mut names = BTreeSet::from(["random".to_owned(), "band statistics".to_owned()]);
-        let mut models = Vec::new();
+        let (mut models, mut first) = (Vec::new(), None);
         for text in &self.models {
             let (name, path) = named(text);
             let (card, encoder): (ModelCard, Encoder) = read_model(path)?;
             let name = name.unwrap_or(&card.name).to_owned();
             ensure!(names.insert(name.clone()), "two rows are named {name}: give --model NAME=PATH");
+            let order = card.band_names().join(",");
+            if data.bands.is_none() {
+                let first = first.get_or_insert_with(|| order.clone());
+                ensure!(
+                    *first == order,
+                    "{name} takes the bands {order}, another model {first}: name the tiles' with --bands"
+                );
+            }
             let (tiles, bands, encoder) = data.for_model(&card, &encoder)?;
             let parameters = encoder.params().count() as f64 / 1e6;
             let about = format!("{parameters:.2} M parameters, {} bands", bands.len());

@@ -72,6 +72,7 @@ pub fn read(path: &Path) -> Result<Sample> {
         None => {
             let id = pickle.entry(pickle.root(), "label").context("the pickle has no label")?;
             let numbers = integers(&pickle, id).with_context(|| format!("the label is {}", pickle.describe(id)))?;
+            ensure!(!numbers.is_empty(), "the label is an empty list");
             match numbers.as_slice() {
                 [class] if !is_list(&pickle, id) => Label::Class(*class),
                 _ => Label::Several(numbers),
@@ -157,7 +158,9 @@ fn integers(pickle: &Pickle, id: u32) -> Option<Vec<i64>> {
         Value::Bool(v) => return Some(vec![i64::from(*v)]),
         Value::Float(v) if v.fract() == 0.0 => return Some(vec![*v as i64]),
         Value::List(ids) | Value::Tuple(ids) => {
-            let each = ids.iter().map(|id| integers(pickle, *id).filter(|v| v.len() == 1));
+            // A list in the list would be none of ours, and might hold itself.
+            let flat = |id: &&u32| !matches!(pickle.get(**id), Value::List(_) | Value::Tuple(_));
+            let each = ids.iter().map(|id| integers(pickle, *Some(id).filter(flat)?).filter(|v| v.len() == 1));
             return Some(each.collect::<Option<Vec<_>>>()?.concat());
         }
         _ => {}
