@@ -96,6 +96,8 @@ def main():
     torch.manual_seed(1)
     device, batch, patches = "cuda", options.batch, (SIDE // PATCH) ** 2
     model = Model().to(device)
+    # As many as MMEarth's own model has, all that is shared counted once.
+    assert sum(p.numel() for p in model.parameters()) == 7_580_674
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     x = torch.randn(batch, BANDS, SIDE, SIDE, device=device)
     order = torch.rand(batch, patches, device=device).argsort(1)

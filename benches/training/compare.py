@@ -130,6 +130,8 @@ def make_targets():
 def peer(compiled, channels_last):
     torch.manual_seed(1)
     model, x, targets = MpMae(), torch.randn(BATCH, 12, SIDE, SIDE), make_targets()
+    # As many as MMEarth's own model has, all that is shared counted once.
+    assert sum(p.numel() for p in model.parameters()) == 7_580_674
     if channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
     call = torch.compile(model) if compiled else model

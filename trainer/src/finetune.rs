@@ -52,10 +52,9 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// MMEarth's fine-tuning of these labels. Numbers, of which MMEarth tells no recipe, are trained as classes are, without
-    /// smoothing.
-    pub fn of_labels(labels: &Labels, seed: u64) -> Self {
-        let tile = Self {
+    /// MMEarth's fine-tuning with a class a tile.
+    fn of_tiles(seed: u64) -> Self {
+        Self {
             epochs: 100,
             frozen_epochs: 0,
             batch: 64,
@@ -68,7 +67,13 @@ impl Recipe {
             smoothing: 0.2,
             flips: false,
             seed,
-        };
+        }
+    }
+
+    /// MMEarth's fine-tuning of these labels. Numbers, of which MMEarth tells no recipe, are trained as classes are, without
+    /// smoothing.
+    pub fn of_labels(labels: &Labels, seed: u64) -> Self {
+        let tile = Self::of_tiles(seed);
         match labels {
             Labels::Classes { .. } | Labels::Multi { .. } => tile,
             Labels::Numbers { .. } => Self { smoothing: 0.0, ..tile },
@@ -95,21 +100,7 @@ impl Recipe {
             (false, true) => (8, 1),
             (false, false) => (32, 1),
         };
-        let whole = Self {
-            epochs: 100,
-            frozen_epochs: 0,
-            batch,
-            accumulate,
-            base_lr: 2e-4,
-            min_lr: 1e-6,
-            weight_decay: 0.3,
-            layer_decay: 0.9,
-            drop_path: 0.1,
-            smoothing: 0.2,
-            flips: false,
-            seed,
-        };
-        whole.fitted(rows)
+        Self { batch, accumulate, ..Self::of_tiles(seed) }.fitted(rows)
     }
 
     /// The same with no larger batches and no longer steps than `rows` tiles fill.
