@@ -108,6 +108,8 @@ impl Views {
             let mut shape = tensor.dims().to_vec();
             shape[0] = 2 * batch;
             let per_pixel = shape.len() > 2;
+            // Pixels, or patches.
+            let side = shape[shape.len() - 1];
             Ok(match target {
                 Target::Values(tensor) if per_pixel => {
                     let mut values = doubled(&flat(tensor)?, side, &turns);

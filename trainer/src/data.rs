@@ -6,6 +6,7 @@ pub mod geobench;
 mod labels;
 pub mod mmearth;
 mod pretext;
+mod rcf;
 mod table;
 
 use std::path::Path;
@@ -20,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 pub use labels::{Labels, NO_CLASS};
 pub use pretext::{PixelTarget, PixelTargetKind, Pretext};
+pub use rcf::RandomFeatures;
 pub use table::{ImageTarget, ImageValues, Table};
 
 /// What the bands' numbers mean, apart from their statistics.
@@ -250,6 +252,8 @@ pub enum Stream {
     Paths,
     /// Which labels a probe with few of them sees.
     Labels,
+    /// The patches that random features are made with.
+    Filters,
 }
 
 /// The random generator for `stream` at its `index`-th use.

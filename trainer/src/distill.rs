@@ -10,26 +10,31 @@
 //! With [`Options::prefixes`] both losses are also taken on the first numbers of the student's embedding (Kusupati et al.,
 //! "Matryoshka Representation Learning", NeurIPS 2022), so that an embedding can be cut short after training.
 //!
+//! Values per tile may be predicted besides ([`Pretext`]), from the student's embedding by linear heads used only while training.
+//!
 //! The student may see other bands, another size, and with [`Options::band_dropout`] not all of its bands ([`View`]). With
 //! flips it sees a tile under a random symmetry. Unless the teacher runs along ([`Teacher::Live`]), the target stays the
 //! teacher's embedding of the tile as it is (or its mean over several symmetries): the student so learns that the
 //! orientation does not matter, and the teacher runs once a tile instead of once a step.
 
+mod pretext;
 mod view;
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{D, Tensor};
 use nadir_formats::{BandCard, Matrix, Tensor as Array, Tiles};
+use nalgebra::{Cholesky, DMatrix, DVector};
 use rand::RngExt;
 
 use crate::data::{Stream, Symmetry, generator, input};
 use crate::encoder::Encoder;
 use crate::mpmae::Losses;
-use crate::params::Params;
+use crate::params::{Init, Params, fresh};
 use crate::run::{Objective, column_statistics, embed_tiles};
 
+pub use pretext::Pretext;
 pub use view::{Fit, View};
 
 /// Share of the average diagonal that is added to it when the first projection is solved for.
@@ -94,6 +99,7 @@ pub struct Distillation<'a> {
     std: Vec<f64>,
     reciprocal: Tensor,
     options: Options,
+    pretext: Pretext,
     params: Params,
 }
 
@@ -114,7 +120,13 @@ impl<'a> Distillation<'a> {
     /// # Errors
     /// If the tiles and the teacher's embeddings differ in number, if a prefix is not shorter than the student's embedding, or if the space
     /// is to be kept and the dimensions differ.
-    pub fn new(student: &'a Encoder, sight: Sight<'a>, teacher: Teacher, options: Options) -> Result<Self> {
+    pub fn new(
+        student: &'a Encoder,
+        sight: Sight<'a>,
+        teacher: Teacher,
+        options: Options,
+        pretext: Pretext,
+    ) -> Result<Self> {
         let plain = match &teacher {
             Teacher::Cached(matrix) | Teacher::Live { plain: matrix, .. } => matrix,
         };
@@ -145,9 +157,18 @@ impl<'a> Distillation<'a> {
                 arrays.insert(format!("{name}.bias"), bias);
             }
         }
+        for target in &pretext.targets {
+            ensure!(
+                !target.name.starts_with("feature") && !target.name.starts_with("relation"),
+                "{} is the name of a loss of distillation: no column may be named so",
+                target.name
+            );
+        }
+        let mut random = generator(options.seed, Stream::Projection, 1);
+        arrays.extend(fresh(&pretext.shapes(own), Init::Small, |_| false, &mut random));
         let mut params = Params::from_arrays(&arrays, device)?;
         params.extend("encoder.", student.params(), |_| true);
-        Ok(Self { student, sight, teacher, mean, std, reciprocal, options, params })
+        Ok(Self { student, sight, teacher, mean, std, reciprocal, options, pretext, params })
     }
 
     /// Replaces the projections by the linear regressions from the student's present embeddings to the teacher's, so that
@@ -220,7 +241,14 @@ impl Objective for Distillation<'_> {
                 tasks.push((format!("{task}{suffix}"), loss.to_scalar()?));
             }
         }
-        Ok(Losses { total: (total / lengths.len() as f64)?, tasks })
+        let mut total = (total / lengths.len() as f64)?;
+        let rows: Vec<usize> = draws.iter().map(|(tile, _)| *tile).collect();
+        let (pretext, more) = self.pretext.loss(&embedding, &rows, &self.params)?;
+        if let Some(pretext) = pretext {
+            total = (total + (pretext * self.pretext.weight)?)?;
+        }
+        tasks.extend(more);
+        Ok(Losses { total, tasks })
     }
 }
 
@@ -240,63 +268,21 @@ fn similarities(x: &Tensor) -> candle_core::Result<Tensor> {
 
 /// Weight `[to, from]` and bias `[to]` of the ridge regression of `y` on `x`, solved in f64.
 fn regression(x: &Matrix, y: &Matrix) -> Result<(Vec<f32>, Vec<f32>)> {
-    let (from, to) = (x.columns, y.columns);
-    let (x_mean, _) = column_statistics(x);
-    let (y_mean, _) = column_statistics(y);
-    let mut gram = vec![0.0; from * from];
-    let mut cross = vec![0.0; from * to];
-    for row in 0..x.rows {
-        let centred: Vec<f64> = x.row(row).iter().zip(&x_mean).map(|(v, m)| f64::from(*v) - m).collect();
-        for i in 0..from {
-            for j in 0..=i {
-                gram[i * from + j] += centred[i] * centred[j];
-            }
-            for (c, v) in cross[i * to..][..to].iter_mut().zip(y.row(row)) {
-                *c += centred[i] * f64::from(*v);
-            }
-        }
-    }
-    let trace: f64 = (0..from).map(|i| gram[i * from + i]).sum();
-    for i in 0..from {
-        gram[i * from + i] += RIDGE * trace / from as f64;
-    }
-    cholesky(&mut gram, from)?;
-    // Solves L z = cross, then L' w = z, all columns at once.
-    for i in 0..from {
-        for k in 0..i {
-            let l = gram[i * from + k];
-            (0..to).for_each(|t| cross[i * to + t] -= l * cross[k * to + t]);
-        }
-        (0..to).for_each(|t| cross[i * to + t] /= gram[i * from + i]);
-    }
-    for i in (0..from).rev() {
-        for k in i + 1..from {
-            let l = gram[k * from + i];
-            (0..to).for_each(|t| cross[i * to + t] -= l * cross[k * to + t]);
-        }
-        (0..to).for_each(|t| cross[i * to + t] /= gram[i * from + i]);
-    }
-    let weight = (0..to).flat_map(|t| (0..from).map(move |i| (t, i))).map(|(t, i)| cross[i * to + t] as f32).collect();
-    let bias =
-        (0..to).map(|t| (y_mean[t] - (0..from).map(|i| x_mean[i] * cross[i * to + t]).sum::<f64>()) as f32).collect();
-    Ok((weight, bias))
-}
-
-/// Overwrites the lower triangle of a symmetric matrix by its Cholesky factor.
-fn cholesky(a: &mut [f64], n: usize) -> Result<()> {
-    for i in 0..n {
-        for j in 0..=i {
-            let dot: f64 = (0..j).map(|k| a[i * n + k] * a[j * n + k]).sum();
-            let rest = a[i * n + j] - dot;
-            if i == j {
-                ensure!(rest > 0.0, "the student's embeddings do not vary over the tiles");
-                a[i * n + i] = rest.sqrt();
-            } else {
-                a[i * n + j] = rest / a[j * n + j];
-            }
-        }
-    }
-    Ok(())
+    let matrix = |m: &Matrix| {
+        let (mean, _) = column_statistics(m);
+        let centred = DMatrix::from_fn(m.rows, m.columns, |i, j| f64::from(m.row(i)[j]) - mean[j]);
+        (centred, DVector::from_vec(mean))
+    };
+    let ((x, x_mean), (y, y_mean)) = (matrix(x), matrix(y));
+    let mut gram = x.tr_mul(&x);
+    let ridge = RIDGE * gram.trace() / gram.nrows() as f64;
+    (0..gram.nrows()).for_each(|i| gram[(i, i)] += ridge);
+    let factor = Cholesky::new(gram).context("the student's embeddings do not vary over the tiles")?;
+    let weight = factor.solve(&x.tr_mul(&y)).transpose();
+    let bias = y_mean - &weight * x_mean;
+    let single = |v: &f64| *v as f32;
+    // Stored column by column, wanted row by row.
+    Ok((weight.transpose().iter().map(single).collect(), bias.iter().map(single).collect()))
 }
 
 #[cfg(test)]

@@ -33,12 +33,14 @@ impl Truth {
             TaskKind::PixelClassification { .. } => &[mask.batch(), side, side],
             TaskKind::ImageRegression { width } => &[mask.batch(), width],
             TaskKind::ImageClassification { .. } => &[mask.batch()],
+            TaskKind::EmbeddingRegression { width } => &[mask.batch(), width, mask.side(), mask.side()],
         };
         let (tensor, values) = match target {
             Target::Values(t) => (t, true),
             Target::Classes(t) => (t, false),
         };
-        let regression = matches!(task.kind, TaskKind::PixelRegression { .. } | TaskKind::ImageRegression { .. });
+        let regression =
+            !matches!(task.kind, TaskKind::PixelClassification { .. } | TaskKind::ImageClassification { .. });
         if tensor.dims() != expected || values != regression {
             let kind = if regression { "values" } else { "classes" };
             candle_core::bail!("task {}: target {:?}, expected {kind} {expected:?}", task.name, tensor.dims());
@@ -52,22 +54,35 @@ impl Truth {
                 let (weights, known) = weigh_patches(&mut rows, width, normalise_patches);
                 Self::values(rows, weights, known, width, device)
             }
-            TaskKind::ImageRegression { width } => {
-                let mut values: Vec<f32> = flat.to_vec1()?;
-                let known = values.iter().filter(|v| !v.is_nan()).count();
-                let weight = 1.0 / known.max(1) as f32;
-                let weights = values.iter().map(|v| if v.is_nan() { 0.0 } else { weight }).collect();
-                values.iter_mut().filter(|v| v.is_nan()).for_each(|v| *v = 0.0);
-                Self::values(values, weights, known, width, device)
+            TaskKind::ImageRegression { width } | TaskKind::EmbeddingRegression { width } => {
+                let values: Vec<f32> = flat.to_vec1()?;
+                match task.kind {
+                    TaskKind::EmbeddingRegression { .. } => {
+                        Self::of_values(visible_means(&values, width, mask), width, device)
+                    }
+                    _ => Self::of_values(values, width, device),
+                }
             }
             TaskKind::PixelClassification { classes } => {
                 let labels = checked(&flat.to_vec1()?, classes, &task.name)?;
                 Ok(Self::labels(gather(&labels, 1, mask, patch), classes))
             }
-            TaskKind::ImageClassification { classes } => {
-                Ok(Self::labels(checked(&flat.to_vec1()?, classes, &task.name)?, classes))
-            }
+            TaskKind::ImageClassification { classes } => Self::of_classes(&flat.to_vec1()?, classes, &task.name),
         }
+    }
+
+    /// `width` values a tile; NaN is missing.
+    pub fn of_values(mut values: Vec<f32>, width: usize, device: &Device) -> Result<Self> {
+        let known = values.iter().filter(|v| !v.is_nan()).count();
+        let weight = 1.0 / known.max(1) as f32;
+        let weights = values.iter().map(|v| if v.is_nan() { 0.0 } else { weight }).collect();
+        values.iter_mut().filter(|v| v.is_nan()).for_each(|v| *v = 0.0);
+        Self::values(values, weights, known, width, device)
+    }
+
+    /// A class a tile; -1 is missing.
+    pub fn of_classes(labels: &[i64], classes: usize, task: &str) -> Result<Self> {
+        Ok(Self::labels(checked(labels, classes, task)?, classes))
     }
 
     fn values(values: Vec<f32>, weights: Vec<f32>, known: usize, width: usize, device: &Device) -> Result<Self> {
@@ -116,6 +131,17 @@ fn checked(labels: &[i64], classes: usize, task: &str) -> Result<Vec<u32>> {
         label => candle_core::bail!("task {task}: class {label} is not -1 or one of 0 to {}", classes - 1),
     };
     labels.iter().map(check).collect()
+}
+
+/// The means over visible patches, `[batch, width]`, of `[batch, width, patches, patches]`.
+fn visible_means(maps: &[f32], width: usize, mask: &Mask) -> Vec<f32> {
+    let patches = mask.side() * mask.side();
+    let mut means = Vec::with_capacity(mask.batch() * width);
+    for (at, map) in maps.chunks_exact(patches).enumerate() {
+        let visible = mask.visible(at / width);
+        means.push(visible.iter().map(|p| map[*p as usize]).sum::<f32>() / visible.len() as f32);
+    }
+    means
 }
 
 /// The pixels of hidden patches from `[batch, channels, side, side]`: patch by patch, row by row, channels fastest.

@@ -52,6 +52,12 @@ pub enum TaskKind {
         /// Number of classes.
         classes: usize,
     },
+    /// Values a patch, whose mean over the visible patches is read off the encoder's embedding of them linearly; squared error. No
+    /// decoder is between.
+    EmbeddingRegression {
+        /// Number of values.
+        width: usize,
+    },
 }
 
 impl TaskKind {
@@ -64,7 +70,8 @@ impl TaskKind {
 /// The truth for one task over a batch. The tensor may lie on the host, wherever the model computes.
 #[derive(Clone, Debug)]
 pub enum Target {
-    /// f32, `[batch, channels, height, width]` or `[batch, width]`; NaN is missing and ignored.
+    /// f32, `[batch, channels, height, width]` or `[batch, width]`, or `[batch, width, patches, patches]` a side of
+    /// [`TaskKind::EmbeddingRegression`]; NaN is missing and ignored.
     Values(Tensor),
     /// i64, `[batch, height, width]` or `[batch]`; -1 is missing and ignored.
     Classes(Tensor),
@@ -186,7 +193,7 @@ impl MpMae {
         let (rows, grid) = self.encoder.rows(x, Some(mask), self.config.grn)?;
         let decoded = self.decode(&rows, &grid)?;
         let hidden = ops::pick(&decoded, hidden_rows(mask), None)?;
-        let mut pooled = None;
+        let (mut pooled, mut embedded) = (None, None);
         let patch = usize::from(self.encoder.architecture().patch_size);
         let truth = |(task, target)| Truth::new(task, target, mask, patch, x.device());
         let truths = self.tasks.iter().zip(targets).map(truth).collect::<Result<Vec<_>>>()?;
@@ -199,12 +206,12 @@ impl MpMae {
                 let get = |part: &str| self.params.get(&format!("pred.{}.{part}", task.name));
                 ops::linear(x, get("weight"), get("bias"))
             };
-            if !task.kind.per_pixel() && pooled.is_none() {
-                pooled = Some(self.pool(&decoded, &grid)?);
-            }
-            let from = match &pooled {
-                Some(pooled) if !task.kind.per_pixel() => pooled,
-                _ => &hidden,
+            let from = match task.kind {
+                TaskKind::PixelRegression { .. } | TaskKind::PixelClassification { .. } => &hidden,
+                TaskKind::ImageRegression { .. } | TaskKind::ImageClassification { .. } => {
+                    once(&mut pooled, || self.pool(&decoded, &grid))?
+                }
+                TaskKind::EmbeddingRegression { .. } => once(&mut embedded, || self.embed(&rows, &grid))?,
             };
             let mut loss = truth.loss(|| head(from))?;
             if group.size() > 1 {
@@ -256,12 +263,28 @@ impl MpMae {
         )
     }
 
+    /// The embedding of the visible patches, before the affine of the encoder's final LayerNorm, `[batch, dimension]`.
+    fn embed(&self, rows: &Tensor, grid: &Grid) -> Result<Tensor> {
+        let d = rows.dim(1)?;
+        let pooled = rows.to_dtype(DType::F32)?.reshape((grid.batch, grid.rows, d))?.mean(1)?;
+        let (one, zero) = (Tensor::ones(d, DType::F32, rows.device())?, Tensor::zeros(d, DType::F32, rows.device())?);
+        ops::layer_norm(&pooled, &one, &zero, self.encoder.architecture().ln_eps)
+    }
+
     /// What the heads of whole tiles see, `[batch, decoder_dim]`.
     fn pool(&self, decoded: &Tensor, grid: &Grid) -> Result<Tensor> {
         let (weight, bias) = (self.params.get("layer_norm_tmp.weight"), self.params.get("layer_norm_tmp.bias"));
         let y = ops::layer_norm(decoded, weight, bias, self.encoder.architecture().ln_eps)?;
         y.to_dtype(DType::F32)?.reshape((grid.batch, grid.side * grid.side, self.config.decoder_dim))?.mean(1)
     }
+}
+
+/// What is in `slot`, made at its first use.
+fn once(slot: &mut Option<Tensor>, make: impl FnOnce() -> Result<Tensor>) -> Result<&Tensor> {
+    Ok(match slot {
+        Some(tensor) => tensor,
+        None => slot.insert(make()?),
+    })
 }
 
 /// The rows of the full map that belong to hidden patches.
@@ -290,15 +313,18 @@ fn shapes(a: &Architecture, tasks: &[Task], config: &MpMaeConfig) -> Result<BTre
             TaskKind::PixelRegression { channels: n, .. } | TaskKind::PixelClassification { classes: n } => {
                 patch * patch * n
             }
-            TaskKind::ImageRegression { width: n } | TaskKind::ImageClassification { classes: n } => n,
+            TaskKind::ImageRegression { width: n }
+            | TaskKind::ImageClassification { classes: n }
+            | TaskKind::EmbeddingRegression { width: n } => n,
         };
+        let from = if matches!(task.kind, TaskKind::EmbeddingRegression { .. }) { a.embedding_dimension() } else { d };
         if width == 0 || task.name.is_empty() || task.name.contains('.') {
             candle_core::bail!("task {:?} has nothing to predict, or a name that is empty or holds a dot", task.name);
         }
         if task.name == CONTRAST && config.contrast.is_some() {
             candle_core::bail!("a task is named {CONTRAST}, as the loss beside the tasks");
         }
-        if !pair(format!("pred.{}", task.name), vec![width, d]) {
+        if !pair(format!("pred.{}", task.name), vec![width, from]) {
             candle_core::bail!("task {} is named twice", task.name);
         }
     }

@@ -106,6 +106,9 @@ impl Params {
     }
 }
 
+/// Standard deviation of a standard normal number that is cut at two deviations.
+const CUT_DEVIATION: f32 = 0.8796;
+
 /// How weights are drawn at the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Init {
@@ -114,13 +117,20 @@ pub enum Init {
     Small,
     /// As MMEarth's pretraining: depthwise kernels and the encoder's pointwise layers 1, full convolutions 0.02; cut at 2
     Mmearth,
+    /// Variance one over the inputs of a weight, cut at two deviations, so that signals keep their size through narrow layers
+    FanIn,
 }
 
 impl Init {
     /// One weight of the tensor `name` with `shape`. `pixel_head` says whether it is the head of a task of pixels.
     fn draw(self, name: &str, shape: &[usize], pixel_head: bool, rng: &mut StdRng) -> f32 {
-        if self == Self::Small {
-            return 0.02 * truncated_normal(rng);
+        match self {
+            Self::Small => return 0.02 * truncated_normal(rng),
+            Self::FanIn => {
+                let inputs: usize = shape[1..].iter().product();
+                return truncated_normal(rng) / CUT_DEVIATION / (inputs as f32).sqrt();
+            }
+            Self::Mmearth => {}
         }
         let dense = name == "mask_token" || name.ends_with("initial_conv.0.weight");
         let depthwise = shape.len() == 4 && shape[1] == 1 && !dense;
@@ -199,7 +209,7 @@ mod tests {
         .into();
         // The deviation of a normal distribution that is cut at two of its own is 0.8796 of it.
         let wide = ["initial_conv", "decoder.0.pwconv1", "pred.lat", "mask_token"];
-        for init in [Init::Small, Init::Mmearth] {
+        for init in [Init::Small, Init::Mmearth, Init::FanIn] {
             let values = fresh(&shapes, init, |n| n.contains("aster"), &mut StdRng::seed_from_u64(1));
             for (name, array) in &values {
                 let n = array.data.len() as f64;
@@ -208,6 +218,7 @@ mod tests {
                     Init::Small => 0.8796 * 0.02,
                     Init::Mmearth if wide.iter().any(|part| name.contains(part)) => 0.02,
                     Init::Mmearth => 0.8796,
+                    Init::FanIn => (array.shape[1..].iter().product::<usize>() as f64).powf(-0.5),
                 };
                 assert!((std / expected - 1.0).abs() < 0.05, "{init:?} {name}: {std}, expected {expected}");
             }

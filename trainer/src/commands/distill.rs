@@ -10,13 +10,15 @@ use nadir_formats::{Matrix, ModelCard, Tiles};
 use serde_json::json;
 
 use self::student::StudentArgs;
+use super::table::TableArgs;
 use super::{
-    End, ScheduleArgs, TilesArgs, already_finished, device, end, fit_tiles, not_negative, provenance, read_model,
-    write_encoder, write_encoder_in,
+    End, ScheduleArgs, TilesArgs, already_finished, device, end, extend, fit_tiles, not_negative, provenance,
+    read_model, write_encoder, write_encoder_in,
 };
-use crate::data::{Sampler, Stream, fingerprint, generator};
-use crate::distill::{Distillation, Fit, Options, Sight, Teacher, View, Weights, teacher_embeddings};
+use crate::data::{RandomFeatures, Sampler, Stream, fingerprint, generator};
+use crate::distill::{Distillation, Fit, Options, Pretext, Sight, Teacher, View, Weights, teacher_embeddings};
 use crate::encoder::Encoder;
+use crate::params::Init;
 use crate::run::{Run, fit_norm, stop_on_signals, train};
 
 /// Distil a teacher into a smaller student
@@ -45,6 +47,10 @@ pub struct Distill {
 
     #[command(flatten)]
     student: StudentArgs,
+
+    /// How the student's weights are drawn
+    #[arg(long, value_name = "HOW", default_value = "fan-in", conflicts_with = "init")]
+    init_std: Init,
 
     /// Weight of the feature loss
     #[arg(long, default_value_t = 1.0, value_name = "WEIGHT", value_parser = not_negative)]
@@ -80,6 +86,18 @@ pub struct Distill {
     live_teacher: bool,
 
     #[command(flatten)]
+    table: TableArgs,
+
+    /// Predict so many random features too (principal components, 1 to 96): how strongly a tile answers to patches of other tiles. 0 for
+    /// none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    random_features: usize,
+
+    /// Weight of the mean loss of what is predicted besides: the table's columns and the random features
+    #[arg(long, default_value_t = 1.0, value_name = "WEIGHT", value_parser = not_negative)]
+    pretext_weight: f64,
+
+    #[command(flatten)]
     pub(super) schedule: ScheduleArgs,
 }
 
@@ -101,7 +119,7 @@ impl Distill {
         let mut random = generator(self.schedule.seed, Stream::Weights, 0);
         let student = match &plan.tensors {
             Some(tensors) => Encoder::from_tensors(&plan.architecture, plan.bands.len(), tensors, &device()?)?,
-            None => Encoder::init(&plan.architecture, plan.bands.len(), &mut random, &device()?)?,
+            None => Encoder::init_as(self.init_std, &plan.architecture, plan.bands.len(), &mut random, &device()?)?,
         };
         let side = usize::from(plan.architecture.tile_size);
         let view = View::new(&tiles, &teacher_card.bands, &plan.bands, side, plan.fit)
@@ -125,6 +143,11 @@ impl Distill {
         if let Err(reason) = card.validate() {
             bail!("{reason}");
         }
+        let mut targets = self.table.targets(count, &rows)?;
+        if self.random_features > 0 {
+            let (bands, seed) = (&teacher_card.bands, self.schedule.seed);
+            targets.push(RandomFeatures::new(&tiles, bands, tiles.shape[2], self.random_features, seed)?.of_tiles());
+        }
         let settings = self.settings(&card, &teacher_card, &pixels, plan.fit);
         let run = self.schedule.open(&settings)?;
         if already_finished(&run) {
@@ -146,7 +169,8 @@ impl Distill {
             seed,
         };
         let sight = Sight { tiles: &tiles, bands: &teacher_card.bands, view: &view };
-        let distillation = Distillation::new(&student, sight, source, options)?;
+        let pretext = Pretext { targets, weight: self.pretext_weight };
+        let distillation = Distillation::new(&student, sight, source, options, pretext)?;
         if self.student.init.is_some() && !self.keep_space && !run.checkpoint_path().exists() {
             distillation.fit_projection()?;
         }
@@ -200,7 +224,7 @@ impl Distill {
 
     fn settings(&self, card: &ModelCard, teacher: &ModelCard, pixels: &str, fit: Fit) -> serde_json::Value {
         let s = &self.schedule;
-        json!({
+        let mut settings = json!({
             "command": "distill",
             "name": card.name,
             "architecture": card.architecture,
@@ -216,6 +240,7 @@ impl Distill {
             "split": self.tiles.split,
             "use": self.tiles.codes(),
             "init": self.student.init,
+            "init_std": format!("{:?}", self.init_std),
             "fit": format!("{fit:?}"),
             "feature_weight": self.feature_weight,
             "relation_weight": self.relation_weight,
@@ -230,7 +255,11 @@ impl Distill {
             "flips": s.flips,
             "seed": s.seed,
             "logs_per_epoch": s.logs_per_epoch,
-        })
+            "random_features": self.random_features,
+            "pretext_weight": self.pretext_weight,
+        });
+        extend(&mut settings, &self.table.settings());
+        settings
     }
 
     /// The command line's essentials.
@@ -255,6 +284,10 @@ impl Distill {
         option(!lengths.is_empty(), format!("--matryoshka {}", lengths.join(",")));
         option(self.keep_space, "--keep-space".into());
         option(self.band_dropout > 0.0, format!("--band-dropout {}", self.band_dropout));
+        option(self.random_features > 0, format!("--random-features {}", self.random_features));
+        let table = self.table.recipe();
+        option(!table.is_empty(), table.trim_start().to_owned());
+        option(self.pretext_weight != 1.0, format!("--pretext-weight {}", self.pretext_weight));
         option(resized, format!("--fit {}", format!("{fit:?}").to_lowercase()));
         option(self.teacher_embeddings.is_some(), "--teacher-embeddings".into());
         option(self.student.init.is_some(), "--init, from an earlier student".into());

@@ -12,6 +12,7 @@ mod info;
 mod labelled;
 mod pretrain;
 mod probe;
+mod table;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use nadir::model::{Architecture, SIZES, STAGES};
 use nadir_formats::{Encoder as EncoderFile, ModelCard, Provenance, Tiles};
+use serde_json::Value;
 
 use crate::data::{check_shape, names, rows_in_split};
 use crate::encoder::Encoder;
@@ -47,6 +49,13 @@ enum Command {
     Export(export::Export),
     Info(info::Info),
     Data(data::Data),
+}
+
+/// Adds the members of one object to another.
+fn extend(settings: &mut Value, more: &Value) {
+    if let (Some(settings), Some(more)) = (settings.as_object_mut(), more.as_object()) {
+        settings.extend(more.clone());
+    }
 }
 
 /// How a command ended, if not by an error.

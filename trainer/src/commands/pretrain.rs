@@ -16,7 +16,7 @@ use self::data::{DataArgs, Draws, Source};
 use self::start::Start;
 use super::device::{DeviceArgs, Precision};
 use super::info::thousands;
-use super::{End, ScheduleArgs, SizeArgs, already_finished, end, provenance, write_encoder};
+use super::{End, ScheduleArgs, SizeArgs, already_finished, end, extend, provenance, write_encoder};
 use crate::contrast::{Contrast, Views};
 use crate::data::{Sampler, Stream, Symmetry, generator};
 use crate::mask::Mask;
@@ -95,6 +95,11 @@ pub struct Pretrain {
     #[arg(long, default_value_t = 0.3, value_name = "J", value_parser = super::not_negative, requires = "contrast")]
     jitter: f64,
 
+    /// With --tiles, predict so many random features too (principal components, 1 to 96): how strongly what is visible answers to
+    /// patches of other tiles. They keep colour and texture in the embedding. 0 for none
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "data")]
+    random_features: usize,
+
     /// Batches whose gradients are averaged for a step: the effective batch is --batch times this
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
     accumulate: u32,
@@ -132,10 +137,14 @@ impl Pretrain {
             seed: self.schedule.seed,
             part: [group.rank(), group.size()],
         };
-        let source = self.data.open(draws)?;
+        let mut source = self.data.open(draws)?;
         let start = self.init.as_deref().map(|path| Start::read(path, &source.bands)).transpose()?;
         let architecture = self.architecture(&source, start.as_ref())?;
         let config = self.mpmae_config(start.as_ref())?;
+        if self.random_features > 0 {
+            let patch = usize::from(architecture.patch_size);
+            source.add_random_features(patch, self.random_features, draws.seed)?;
+        }
         let named = |(_, depths, dims): &(_, _, _)| (*depths, *dims) == (architecture.depths, architecture.dims);
         let size = SIZES.iter().find(|size| named(size)).map_or("custom", |(name, ..)| name);
         let card = ModelCard {
@@ -252,6 +261,7 @@ impl Pretrain {
             "contrast": self.contrast,
             "temperature": self.temperature,
             "jitter": self.jitter,
+            "random_features": self.random_features,
             // Where the tiles of a process are looked at together, the number of processes tells.
             "processes": (self.contrast > 0.0 || config.grn == Grn::Batch).then_some(processes),
             "precision": format!("{:?}", self.device.precision()),
@@ -265,9 +275,7 @@ impl Pretrain {
             "seed": s.seed,
             "logs_per_epoch": s.logs_per_epoch,
         });
-        if let (Some(settings), Some(data)) = (settings.as_object_mut(), data.as_object()) {
-            settings.extend(data.clone());
-        }
+        extend(&mut settings, data);
         settings
     }
 
@@ -287,11 +295,17 @@ impl Pretrain {
         }
         match start {
             Some(start) => recipe.push_str(&format!(" --init, from {}", start.name())),
-            None if config.init == Init::Mmearth => recipe.push_str(" --init-std mmearth"),
-            None => {}
+            None => match config.init {
+                Init::Small => {}
+                Init::Mmearth => recipe.push_str(" --init-std mmearth"),
+                Init::FanIn => recipe.push_str(" --init-std fan-in"),
+            },
         }
         if self.no_uncertainty {
             recipe.push_str(" --no-uncertainty");
+        }
+        if self.random_features > 0 {
+            recipe.push_str(&format!(" --random-features {}", self.random_features));
         }
         if let Some(Contrast { weight, temperature }) = config.contrast {
             recipe.push_str(&format!(" --contrast {weight} --temperature {temperature} --jitter {}", self.jitter));

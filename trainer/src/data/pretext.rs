@@ -7,7 +7,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{Device, Tensor};
 use nadir_formats::{BandCard, Tiles};
 
-use super::{ImageTarget, ImageValues, Symmetry, channel_statistics, input, normalised, source, value};
+use super::rcf::RANDOM_TASK;
+use super::{ImageTarget, ImageValues, RandomFeatures, Symmetry, channel_statistics, input, normalised, source, value};
 use crate::mpmae::{Target, Task, TaskKind};
 
 /// Name of the task that predicts the input bands themselves.
@@ -61,12 +62,13 @@ pub struct Pretext {
     normalise_patches: bool,
     pixels: Vec<(Task, Tiles, Vec<BandCard>)>,
     images: Vec<ImageTarget>,
+    random: Option<RandomFeatures>,
 }
 
 impl Pretext {
     /// The task of predicting the bands of `tiles`; `normalise_patches` is for that task alone.
     pub fn new(tiles: Tiles, bands: Vec<BandCard>, normalise_patches: bool) -> Self {
-        Self { tiles, bands, normalise_patches, pixels: Vec::new(), images: Vec::new() }
+        Self { tiles, bands, normalise_patches, pixels: Vec::new(), images: Vec::new(), random: None }
     }
 
     /// Adds image-level tasks; their truth has one row a tile.
@@ -107,6 +109,13 @@ impl Pretext {
         Ok(())
     }
 
+    /// Adds the task of telling `width` random features of the visible patches, of `patch` pixels a side.
+    pub fn add_random_features(&mut self, patch: usize, width: usize, seed: u64) -> Result<()> {
+        self.check_name(RANDOM_TASK)?;
+        self.random = Some(RandomFeatures::new(&self.tiles, &self.bands, patch, width, seed)?);
+        Ok(())
+    }
+
     fn check_name(&self, name: &str) -> Result<()> {
         if self.tasks().iter().any(|task| task.name == name) {
             bail!("two tasks are named {name}");
@@ -114,7 +123,7 @@ impl Pretext {
         Ok(())
     }
 
-    /// All tasks: the input bands, the further pixel modalities, the image-level ones.
+    /// All tasks: the input bands, the further pixel modalities, the image-level ones, random features.
     pub fn tasks(&self) -> Vec<Task> {
         let channels = self.bands.len();
         let kind = TaskKind::PixelRegression { channels, normalise_patches: self.normalise_patches };
@@ -126,6 +135,10 @@ impl Pretext {
                 ImageValues::Classes { count, .. } => TaskKind::ImageClassification { classes: count },
             };
             Task { name: target.name.clone(), kind }
+        }));
+        tasks.extend(self.random.iter().map(|random| Task {
+            name: RANDOM_TASK.into(),
+            kind: TaskKind::EmbeddingRegression { width: random.width() },
         }));
         tasks
     }
@@ -169,6 +182,9 @@ impl Pretext {
                     Target::Classes(Tensor::from_vec::<_, i64>(rows, batch, device)?)
                 }
             });
+        }
+        if let Some(random) = &self.random {
+            targets.push(Target::Values(random.batch(draws)?));
         }
         Ok((input(&self.tiles, &self.bands, draws, device)?, targets))
     }

@@ -219,7 +219,9 @@ impl Rest {
                 TaskKind::PixelRegression { channels: n, .. } | TaskKind::PixelClassification { classes: n } => {
                     patch * patch * n
                 }
-                TaskKind::ImageRegression { width: n } | TaskKind::ImageClassification { classes: n } => {
+                TaskKind::ImageRegression { width: n }
+                | TaskKind::ImageClassification { classes: n }
+                | TaskKind::EmbeddingRegression { width: n } => {
                     image = true;
                     n
                 }

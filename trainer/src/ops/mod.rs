@@ -10,7 +10,7 @@ mod cuda;
 mod downsample;
 pub mod elementary;
 mod fused;
-mod gemm;
+pub(crate) mod gemm;
 pub mod grid;
 mod kernels;
 mod linear;

@@ -4,56 +4,29 @@ use std::collections::HashMap;
 
 use bhtsne::{Neighbor, tSNE};
 use nadir_formats::Matrix;
+use nalgebra::{DMatrix, SymmetricEigen};
 
 use super::Standardiser;
 
-/// Steps of the power iteration at most.
-const STEPS: usize = 2000;
 /// The accuracy of t-SNE's approximation: usual.
 const THETA: f32 = 0.5;
 
 /// The rows `rows` on their two principal components, each dimension at unit variance before; the component's greatest weight
-/// is positive. Accurate to 1e-5 of the first component's spread, unless a component is as wide as the next.
+/// is positive.
 pub fn principal_components(e: &Matrix, rows: &[usize]) -> Vec<[f32; 2]> {
     let (n, d) = (rows.len(), e.columns);
     let x = Standardiser::fit(e, rows).apply(e, rows);
-    let mut covariance = vec![0.0; d * d];
-    for row in x.chunks_exact(d) {
-        for (i, a) in row.iter().enumerate() {
-            covariance[i * d..][..d].iter_mut().zip(row).for_each(|(c, b)| *c += a * b / n as f64);
-        }
-    }
-    let first = leading(&covariance, d, &[]);
-    let second = leading(&covariance, d, &first);
-    let along = |row: &[f64], axis: &[f64]| row.iter().zip(axis).map(|(a, b)| a * b).sum::<f64>() as f32;
-    x.chunks_exact(d).map(|row| [along(row, &first), along(row, &second)]).collect()
-}
-
-/// The unit vector that a symmetric matrix lengthens most, among those orthogonal to `not`.
-fn leading(matrix: &[f64], d: usize, not: &[f64]) -> Vec<f64> {
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
-    let unit = |mut v: Vec<f64>| {
-        let along = dot(&v, not);
-        v.iter_mut().zip(not).for_each(|(v, n)| *v -= along * n);
-        let norm = dot(&v, &v).sqrt().max(f64::MIN_POSITIVE);
-        v.iter_mut().for_each(|v| *v /= norm);
-        v
+    let x = DMatrix::from_row_slice(n, d, &x);
+    let eigen = SymmetricEigen::new(x.tr_mul(&x) / n.max(1) as f64);
+    let mut order: Vec<usize> = (0..d).collect();
+    order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
+    let along = |k: usize| {
+        let Some(at) = order.get(k) else { return vec![0.0; n] };
+        let axis = eigen.eigenvectors.column(*at);
+        let sign = if axis[axis.iamax()] < 0.0 { -1.0 } else { 1.0 };
+        (&x * axis).iter().map(|v| (sign * v) as f32).collect()
     };
-    // No direction of note is orthogonal to a start of uneven weights.
-    let mut v = unit((0..d).map(|i| 1.0 + (i as f64 * 0.7).sin() * 0.5).collect());
-    for _ in 0..STEPS {
-        let next = unit(matrix.chunks_exact(d).map(|row| dot(row, &v)).collect());
-        let moved: f64 = next.iter().zip(&v).map(|(a, b)| (a - b).abs()).sum();
-        v = next;
-        if moved < 1e-12 {
-            break;
-        }
-    }
-    let greatest = v.iter().copied().fold(0.0, |m: f64, x| if x.abs() > m.abs() { x } else { m });
-    if greatest < 0.0 {
-        v.iter_mut().for_each(|x| *x = -*x);
-    }
-    v
+    along(0).into_iter().zip(along(1)).map(|(a, b)| [a, b]).collect()
 }
 
 /// The rows `rows` by t-SNE (Barnes-Hut, cosine distances), started from the principal components, so that equal

@@ -10,12 +10,13 @@ use clap::Args;
 use nadir_formats::BandCard;
 use serde_json::{Value, json};
 
-use super::super::TilesArgs;
+use super::super::table::TableArgs;
+use super::super::{TilesArgs, extend};
 use crate::data::mmearth::feed::{self, Feed};
 use crate::data::mmearth::loader::Options;
 use crate::data::mmearth::split::Split;
 use crate::data::mmearth::{Level, Release, Rules};
-use crate::data::{BandMeaning, PixelTarget, Pretext, Symmetry, Table, band_cards, check_shape, fingerprint, names};
+use crate::data::{BandMeaning, PixelTarget, Pretext, Symmetry, band_cards, check_shape, fingerprint, names};
 use crate::encoder::Encoder;
 use crate::mpmae::{Target, Task};
 use crate::run::{fit_norm, fit_norm_to};
@@ -27,7 +28,7 @@ const FITTED: usize = 4096;
 #[derive(Debug, Args)]
 pub struct DataArgs {
     /// A release folder of MMEarth, as published or packed by `trainer data pack`
-    #[arg(long, value_name = "DIR", required_unless_present = "tiles", conflicts_with = "tiles")]
+    #[arg(long, value_name = "DIR", required_unless_present = "tiles", conflicts_with_all = ["tiles", "table"])]
     data: Option<PathBuf>,
 
     /// Tiles from anywhere: .npy [tiles, bands, side, side] of type u8, u16 or f32, values as the sensor stores them
@@ -89,21 +90,8 @@ pub struct DataArgs {
     #[arg(long, value_name = "VALUE", conflicts_with = "data")]
     saturation: Option<f32>,
 
-    /// With --tiles, a table (CSV with header) with one row a tile
-    #[arg(long, value_name = "T.csv", conflicts_with = "data")]
-    table: Option<PathBuf>,
-
-    /// Columns of latitude and longitude in degrees; sine and cosine of each are predicted
-    #[arg(long, value_name = "LAT,LON", requires = "table")]
-    geolocation: Option<String>,
-
-    /// Columns of numbers to predict; log1p:COLUMN takes the logarithm of 1 + value first. Empty fields are ignored
-    #[arg(long, value_name = "COLUMNS", requires = "table")]
-    regress: Option<String>,
-
-    /// Columns whose distinct fields are classes to predict. Empty fields are ignored
-    #[arg(long, value_name = "COLUMNS", requires = "table")]
-    classify: Option<String>,
+    #[command(flatten)]
+    table: TableArgs,
 
     /// With --tiles, a further pixel array to predict, aligned with the tiles; may be given several times
     #[arg(long, value_name = "NAME=F.npy:regress|NAME=F.npy:classify:K", conflicts_with = "data")]
@@ -213,23 +201,11 @@ impl DataArgs {
         for target in &self.pixel_target {
             pretext.add_pixels(target, all, &rows)?;
         }
-        if let Some(path) = &self.table {
-            let table = Table::read(path, all)?;
-            let list = |option, text: &Option<String>| text.as_ref().map_or(Ok(Vec::new()), |text| names(option, text));
-            if self.geolocation.is_some() {
-                pretext.add_images(table.geolocation(&list("geolocation", &self.geolocation)?, &rows)?)?;
-            }
-            for column in list("regress", &self.regress)? {
-                pretext.add_images([table.regression(&column, &rows)?])?;
-            }
-            for column in list("classify", &self.classify)? {
-                pretext.add_images([table.classification(&column, &rows)?])?;
-            }
-        }
+        pretext.add_images(self.table.targets(all, &rows)?)?;
         let pixels = fingerprint(pretext.tiles());
         let targets: Vec<_> =
             self.pixel_target.iter().map(|t| format!("{}={}:{:?}", t.name, t.path.display(), t.kind)).collect();
-        let settings = json!({
+        let mut settings = json!({
             "unit": self.unit,
             "no_data": self.no_data,
             "saturation": self.saturation,
@@ -237,13 +213,10 @@ impl DataArgs {
             "pixels": pixels,
             "split": self.split,
             "use": used,
-            "table": self.table,
-            "geolocation": self.geolocation,
-            "regress": self.regress,
-            "classify": self.classify,
             "pixel_target": targets,
             "norm_pix": self.norm_pix,
         });
+        extend(&mut settings, &self.table.settings());
         let described = tiles.described(rows.len(), &pixels);
         Ok(Source { bands, described, settings, kind: Kind::Arrays(pretext, rows) })
     }
@@ -258,13 +231,7 @@ impl DataArgs {
         if self.data.is_some() {
             recipe.push_str(&format!(" --modalities {} --level {}", self.modalities.join(","), self.level.name()));
         }
-        for (option, list) in
-            [("geolocation", &self.geolocation), ("regress", &self.regress), ("classify", &self.classify)]
-        {
-            if let Some(list) = list {
-                recipe.push_str(&format!(" --{option} {list}"));
-            }
-        }
+        recipe.push_str(&self.table.recipe());
         for target in &self.pixel_target {
             recipe.push_str(&format!(" --pixel-target {}", target.name));
         }
@@ -339,6 +306,14 @@ impl Source {
         match &self.kind {
             Kind::Arrays(..) => true,
             Kind::Release(feed) => feed.borrow().predicts_input(),
+        }
+    }
+
+    /// Adds the task of telling `width` random features of the visible patches, of `patch` pixels a side.
+    pub fn add_random_features(&mut self, patch: usize, width: usize, seed: u64) -> Result<()> {
+        match &mut self.kind {
+            Kind::Arrays(pretext, _) => pretext.add_random_features(patch, width, seed),
+            Kind::Release(_) => bail!("--random-features is for --tiles"),
         }
     }
 
