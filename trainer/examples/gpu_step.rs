@@ -1,16 +1,19 @@
 //! Tiles a second in training steps of atto at 56 pixels and patches of 8 on a GPU, as `benches/gpu/run.sh` compares
 //! them: twelve bands in, MMEarth's twelve tasks out, made-up data that is on the GPU beforehand as far as a step takes
-//! tensors.
+//! tensors. The steps are those of a run, with its checks.
 //!
 //!     gpu_step BATCH f32|bf16
 
-use std::time::Instant;
+use std::time::Duration;
 
-use candle_core::{DType, Device, Result, Tensor};
+use anyhow::{Result, bail};
+use candle_core::{DType, Device, Tensor};
 use nadir::model::Architecture;
+use nadir_trainer::data::{Sampler, Symmetry};
 use nadir_trainer::mask::Mask;
-use nadir_trainer::mpmae::{MpMae, MpMaeConfig, Target, Task, TaskKind};
-use nadir_trainer::optim::{AdamW, AdamWConfig};
+use nadir_trainer::mpmae::{Losses, MpMae, MpMaeConfig, Target, Task, TaskKind};
+use nadir_trainer::params::Params;
+use nadir_trainer::run::{Objective, Schedule, measure};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -30,16 +33,16 @@ const TASKS: [(&str, usize, bool, bool); 12] = [
     ("esa_worldcover", 11, true, true),
 ];
 const SIDE: usize = 56;
-const STEPS: usize = 30;
+const STEPS: u64 = 30;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (Some(Ok(batch)), Some(precision)) = (arguments.first().map(|b| b.parse::<usize>()), arguments.get(1)) else {
-        candle_core::bail!("usage: gpu_step BATCH f32|bf16");
+        bail!("usage: gpu_step BATCH f32|bf16");
     };
     let dtype = if precision == "bf16" { DType::BF16 } else { DType::F32 };
     let Some(architecture) = Architecture::named("atto", SIDE as u16, 8) else {
-        candle_core::bail!("no size is named atto");
+        bail!("no size is named atto");
     };
     let device = nadir_trainer::ops::open_gpu(0)?;
     let task = |(name, n, pixel, classes): (&str, usize, bool, bool)| {
@@ -56,7 +59,7 @@ fn main() -> Result<()> {
         let shape = match task.kind {
             TaskKind::PixelRegression { channels: n, .. } => vec![batch, n, SIDE, SIDE],
             TaskKind::PixelClassification { .. } => vec![batch, SIDE, SIDE],
-            TaskKind::ImageRegression { width: n } => vec![batch, n],
+            TaskKind::ImageRegression { width: n } | TaskKind::EmbeddingRegression { width: n } => vec![batch, n],
             TaskKind::ImageClassification { .. } => vec![batch],
         };
         Ok(match task.kind {
@@ -69,21 +72,38 @@ fn main() -> Result<()> {
         })
     };
     let targets = tasks.iter().map(target).collect::<Result<Vec<_>>>()?;
-    let mut rng = StdRng::seed_from_u64(1);
-    let model = MpMae::init(&architecture, 12, &tasks, MpMaeConfig::default(), &mut rng, &device)?;
-    let mut optimiser = AdamW::new(model.params(), AdamWConfig::default())?;
+    let model = MpMae::init(&architecture, 12, &tasks, MpMaeConfig::default(), &mut StdRng::seed_from_u64(1), &device)?;
     let x = Tensor::randn(0f32, 1.0, (batch, 12, SIDE, SIDE), &device)?.to_dtype(dtype)?;
-    let mut start = Instant::now();
-    for step in 0..STEPS + 10 {
-        if step == 10 {
-            device.synchronize()?;
-            start = Instant::now();
-        }
-        let mask = Mask::random(batch, SIDE / 8, 0.6, &mut rng);
-        let losses = model.loss(&x, &mask, &targets)?;
-        optimiser.backward_step(&losses.total, 1e-4)?;
-    }
-    device.synchronize()?;
-    println!("{:.0}", (batch * STEPS) as f64 / start.elapsed().as_secs_f64());
+    let schedule = Schedule {
+        epochs: 1,
+        warmup: 0.0,
+        lr: 1e-4,
+        weight_decay: 0.05,
+        logs_per_epoch: 1,
+        checkpoint_every: Duration::MAX,
+    };
+    let steps = Steps { model, x, targets };
+    let mut sampler = Sampler::new(batch * (2 * STEPS as usize + 2), batch, 1, false);
+    // The first figure has the kernels' compilation and the first allocations in it.
+    measure(&schedule, &mut sampler, &steps, STEPS)?;
+    println!("{:.0}", batch as f64 / measure(&schedule, &mut sampler, &steps, STEPS)?);
     Ok(())
+}
+
+/// Training on one batch.
+struct Steps {
+    model: MpMae,
+    x: Tensor,
+    targets: Vec<Target>,
+}
+
+impl Objective for Steps {
+    fn params(&self) -> &Params {
+        self.model.params()
+    }
+
+    fn loss(&self, number: u64, draws: &[(usize, Symmetry)]) -> Result<Losses> {
+        let mask = Mask::random(draws.len(), SIDE / 8, 0.6, &mut StdRng::seed_from_u64(number));
+        Ok(self.model.loss(&self.x, &mask, &self.targets)?)
+    }
 }

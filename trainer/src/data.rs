@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 
 pub use labels::{Labels, NO_CLASS};
 pub use pretext::{PixelTarget, PixelTargetKind, Pretext};
-pub use rcf::RandomFeatures;
+pub use rcf::{RandomFeatures, random_features};
 pub use table::{ImageTarget, ImageValues, Table};
 
 /// What the bands' numbers mean, apart from their statistics.

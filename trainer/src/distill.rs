@@ -98,6 +98,8 @@ pub struct Distillation<'a> {
     mean: Tensor,
     std: Vec<f64>,
     reciprocal: Tensor,
+    /// What is told beside the teacher's embedding, one row a tile.
+    beside: Option<Matrix>,
     options: Options,
     pretext: Pretext,
     params: Params,
@@ -117,6 +119,9 @@ pub fn teacher_embeddings(teacher: &Encoder, tiles: &Tiles, bands: &[BandCard], 
 impl<'a> Distillation<'a> {
     /// A distillation with small random projections.
     ///
+    /// `beside` has further numbers that the student is to tell, one row a tile and each column at zero mean and unit variance. They
+    /// are scaled so that all of them vary as much as the teacher's whole embedding.
+    ///
     /// # Errors
     /// If the tiles and the teacher's embeddings differ in number, if a prefix is not shorter than the student's embedding, or if the space
     /// is to be kept and the dimensions differ.
@@ -124,6 +129,7 @@ impl<'a> Distillation<'a> {
         student: &'a Encoder,
         sight: Sight<'a>,
         teacher: Teacher,
+        beside: Option<Matrix>,
         options: Options,
         pretext: Pretext,
     ) -> Result<Self> {
@@ -138,6 +144,7 @@ impl<'a> Distillation<'a> {
         if options.keep_space {
             let wanted = plain.columns;
             ensure!(own == wanted, "the student's embedding has {own} dimensions, the teacher's space {wanted}");
+            ensure!(beside.is_none(), "nothing can be told beside an embedding in the teacher's space");
             ensure!(options.prefixes.is_empty(), "a prefix of the teacher's space has no meaning of its own");
         }
         let (mean, std) = column_statistics(plain);
@@ -145,15 +152,19 @@ impl<'a> Distillation<'a> {
         let device = student.device();
         let row = |values: Vec<f32>| Tensor::from_vec(values, (1, plain.columns), device);
         let (mean, reciprocal) = (row(mean.iter().map(|m| *m as f32).collect())?, row(reciprocal)?);
+        if let Some(beside) = &beside {
+            ensure!(beside.rows == tiles, "{} rows beside the teacher's embeddings of {tiles} tiles", beside.rows);
+        }
+        let outputs = plain.columns + beside.as_ref().map_or(0, |beside| beside.columns);
         let mut arrays = BTreeMap::new();
         if !options.keep_space {
             let mut random = generator(options.seed, Stream::Projection, 0);
             for (name, from) in heads(&options.prefixes, own) {
                 // Uniform with the deviation that keeps unit variance.
                 let bound = (3.0 / from as f32).sqrt();
-                let weight = (0..from * plain.columns).map(|_| random.random_range(-bound..bound)).collect();
-                arrays.insert(format!("{name}.weight"), Array { shape: vec![plain.columns, from], data: weight });
-                let bias = Array { shape: vec![plain.columns], data: vec![0.0; plain.columns] };
+                let weight = (0..from * outputs).map(|_| random.random_range(-bound..bound)).collect();
+                arrays.insert(format!("{name}.weight"), Array { shape: vec![outputs, from], data: weight });
+                let bias = Array { shape: vec![outputs], data: vec![0.0; outputs] };
                 arrays.insert(format!("{name}.bias"), bias);
             }
         }
@@ -168,7 +179,7 @@ impl<'a> Distillation<'a> {
         arrays.extend(fresh(&pretext.shapes(own), Init::Small, |_| false, &mut random));
         let mut params = Params::from_arrays(&arrays, device)?;
         params.extend("encoder.", student.params(), |_| true);
-        Ok(Self { student, sight, teacher, mean, std, reciprocal, options, pretext, params })
+        Ok(Self { student, sight, teacher, mean, std, reciprocal, beside, options, pretext, params })
     }
 
     /// Replaces the projections by the linear regressions from the student's present embeddings to the teacher's, so that
@@ -178,7 +189,7 @@ impl<'a> Distillation<'a> {
         let student = embed_tiles(self.student, tiles, bands, 0, "student's embeddings")?;
         let wanted = self.wanted(&(0..tiles.len()).map(|i| (i, 0)).collect::<Vec<_>>())?;
         let wanted =
-            Matrix { rows: tiles.len(), columns: self.std.len(), data: wanted.flatten_all()?.to_vec1::<f32>()? };
+            Matrix { rows: tiles.len(), columns: wanted.dim(1)?, data: wanted.flatten_all()?.to_vec1::<f32>()? };
         for (name, from) in heads(&self.options.prefixes, student.columns) {
             let prefix = (0..student.rows).flat_map(|row| &student.row(row)[..from]).copied().collect();
             let (weight, bias) = regression(&Matrix { rows: student.rows, columns: from, data: prefix }, &wanted)?;
@@ -188,19 +199,24 @@ impl<'a> Distillation<'a> {
         Ok(())
     }
 
-    /// The teacher's embeddings of the drawn tiles, each dimension at zero mean and unit variance over all tiles, `[batch, d]`.
+    /// The teacher's embeddings of the drawn tiles, each dimension at zero mean and unit variance over all tiles, and what is told
+    /// beside them, `[batch, outputs]`.
     fn wanted(&self, draws: &[(usize, Symmetry)]) -> Result<Tensor> {
         let device = self.student.device();
+        let rows_of = |matrix: &Matrix| {
+            let rows: Vec<f32> = draws.iter().flat_map(|(i, _)| matrix.row(*i)).copied().collect();
+            Tensor::from_vec(rows, (draws.len(), matrix.columns), device)
+        };
         let raw = match &self.teacher {
-            Teacher::Cached(matrix) => {
-                let rows: Vec<f32> = draws.iter().flat_map(|(i, _)| matrix.row(*i)).copied().collect();
-                Tensor::from_vec(rows, (draws.len(), matrix.columns), device)?
-            }
+            Teacher::Cached(matrix) => rows_of(matrix)?,
             Teacher::Live { encoder, .. } => {
                 encoder.embed(&input(self.sight.tiles, self.sight.bands, draws, device)?)?.detach()
             }
         };
-        Ok(raw.broadcast_sub(&self.mean)?.broadcast_mul(&self.reciprocal)?)
+        let wanted = raw.broadcast_sub(&self.mean)?.broadcast_mul(&self.reciprocal)?;
+        let Some(beside) = &self.beside else { return Ok(wanted) };
+        let scale = (self.std.len() as f64 / beside.columns as f64).sqrt();
+        Ok(Tensor::cat(&[wanted, (rows_of(beside)? * scale)?], 1)?)
     }
 }
 

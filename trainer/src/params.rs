@@ -122,6 +122,15 @@ pub enum Init {
 }
 
 impl Init {
+    /// As the command line has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Mmearth => "mmearth",
+            Self::FanIn => "fan-in",
+        }
+    }
+
     /// One weight of the tensor `name` with `shape`. `pixel_head` says whether it is the head of a task of pixels.
     fn draw(self, name: &str, shape: &[usize], pixel_head: bool, rng: &mut StdRng) -> f32 {
         match self {

@@ -29,8 +29,8 @@ pub(crate) use finish::column_statistics;
 pub use finish::{embed_tiles, fit_norm, fit_norm_to, made_by};
 pub(crate) use gradients::Gradients;
 pub use progress::{Progress, clock};
-pub(crate) use training::stopping;
 pub use training::{Objective, Outcome, Schedule, measure, stop_on_signals, train};
+pub(crate) use training::{leave_if_asked, stopping};
 
 /// An open run folder.
 #[derive(Debug)]

@@ -93,6 +93,7 @@ fn targets(whole: &Whole, batch: usize, side: usize) -> Vec<Target> {
         TaskKind::ImageRegression { width } => Target::Values(tensor(at * 1000, &[batch, width])),
         TaskKind::PixelClassification { classes } => class(at, &[batch, side, side], classes),
         TaskKind::ImageClassification { classes } => class(at, &[batch], classes),
+        TaskKind::EmbeddingRegression { .. } => unreachable!("none of MMEarth's tasks"),
     };
     whole.tasks.iter().map(|t| t.kind).enumerate().map(target).collect()
 }

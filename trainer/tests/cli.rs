@@ -254,16 +254,20 @@ fn wrong_models_and_embeddings_are_named() {
 #[test]
 fn views_are_told_apart_also_after_a_death() {
     let desk = desk();
-    let start = |out: &str| pretrain(8, out) + " --contrast 0.5 --temperature 0.1 --jitter 0.2 --accumulate 2";
+    let start = |out: &str| {
+        pretrain(8, out) + " --contrast 0.5 --temperature 0.1 --jitter 0.2 --accumulate 2 --random-features 4"
+    };
     desk.succeed(&start("whole"));
     let card = Encoder::read(&desk.path("whole/encoder.safetensors")).unwrap().card;
-    let recipe = "--contrast 0.5 --temperature 0.1 --jitter 0.2";
+    let recipe = "--random-features 4 --contrast 0.5 --temperature 0.1 --jitter 0.2";
     assert!(card.provenance.recipe.contains(recipe), "{}", card.provenance.recipe);
-    let contrast = |at: usize| {
+    let task = |name: &str, at: usize| {
         let metrics = timeless(&desk.path("whole/metrics.jsonl"));
         let epochs: Vec<_> = metrics.iter().filter(|m| m["kind"] == "epoch").collect();
-        epochs[at]["tasks"]["contrast"].as_f64().unwrap()
+        epochs[at]["tasks"][name].as_f64().unwrap()
     };
+    let contrast = |at: usize| task("contrast", at);
+    assert!(task("random_features", 7) < 0.8 * task("random_features", 0));
     // Sixteen views: guessing costs the logarithm of 15.
     assert!(contrast(7) < 0.8 * contrast(0) && contrast(0) < 3.5, "from {} to {}", contrast(0), contrast(7));
 
@@ -281,4 +285,8 @@ fn views_are_told_apart_also_after_a_death() {
     assert!(bytes("cut") == bytes("whole"));
     let other = start("cut").replace("--jitter 0.2", "--jitter 0.4");
     desk.refuse(&(other + " --resume"), &["jitter is 0.4, the run has 0.2"]);
+    desk.refuse(
+        &start("x").replace("--random-features 4", "--random-features 97"),
+        &["97 random features: must be 1 to 96"],
+    );
 }

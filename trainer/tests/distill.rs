@@ -128,6 +128,48 @@ fn the_teachers_embeddings_are_kept_given_or_made_anew() {
 }
 
 #[test]
+fn a_student_predicts_more_than_its_teacher() {
+    let desk = desk_with_teacher();
+    let more = "--table @table.csv --geolocation lat,lon --regress height --classify place --random-features 5";
+    let start = |out: &str| format!("{DISTILL} --student @small.toml {more} --pretext-weight 0.5 --flips --out @{out}");
+    desk.succeed(&format!("{} --epochs 30", start("more")));
+    let tasks = last(&desk, "more");
+    let first: serde_json::Value = {
+        let text = std::fs::read_to_string(desk.path("more/metrics.jsonl")).unwrap();
+        serde_json::from_str(text.lines().next().unwrap()).unwrap()
+    };
+    for task in ["feature", "relation", "lat", "lon", "height", "place"] {
+        assert!(tasks[task].is_f64(), "{tasks}");
+    }
+    // The classes are the tiles' own textures.
+    for task in ["feature", "height", "place"] {
+        let (start, end) = (first["tasks"][task].as_f64().unwrap(), tasks[task].as_f64().unwrap());
+        assert!(end < 0.7 * start, "{task}: from {start} to {end}");
+    }
+    let recipe = Encoder::read(&desk.path("more/encoder.safetensors")).unwrap().card.provenance.recipe;
+    for part in
+        ["--random-features 5", "--geolocation lat,lon --regress height --classify place", "--pretext-weight 0.5"]
+    {
+        assert!(recipe.contains(part), "{recipe}");
+    }
+    // A student that goes on is near the teacher and the features from the start.
+    desk.succeed(&format!("{DISTILL} --init @more/encoder.safetensors --random-features 5 --epochs 1 --out @on"));
+    assert!(last(&desk, "on")["feature"].as_f64() < first["tasks"]["feature"].as_f64());
+    let refuse = |arguments: &str, parts: &[&str]| {
+        desk.refuse(&format!("{DISTILL} --student @small.toml --epochs 1 --out @x {arguments}"), parts);
+        let _ = std::fs::remove_dir_all(desk.path("x"));
+    };
+    refuse("--table @table.csv --regress depth", &["table.csv", "depth"]);
+    refuse("--table @none.csv --regress height", &["none.csv"]);
+    refuse("--random-features 97", &["97 random features: must be 1 to 96"]);
+    let table = std::fs::read_to_string(desk.path("table.csv")).unwrap().replace("lat,lon,height", "lat,lon,feature");
+    std::fs::write(desk.path("bad.csv"), table).unwrap();
+    refuse("--table @bad.csv --regress feature", &["feature", "no column may be named so"]);
+    let output = desk.run(&format!("{} --epochs 1 --keep-space", start("x")));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be used with"));
+}
+
+#[test]
 fn what_cannot_be_distilled_is_named() {
     let desk = desk_with_teacher();
     let refuse = |arguments: &str, parts: &[&str]| {

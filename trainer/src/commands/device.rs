@@ -8,17 +8,13 @@ use clap::{Args, ValueEnum};
 
 use crate::parallel::Place;
 
-/// Device and precision.
+/// The device.
 #[derive(Debug, Args)]
 pub struct DeviceArgs {
     /// Where to compute: cpu, cuda (of several processes each takes the GPU of its number) or cuda:N [default: cuda if
     /// this program is built for it and there is a GPU, otherwise cpu]
     #[arg(long, value_name = "DEVICE")]
     device: Option<Named>,
-
-    /// How activations are stored on the GPU; weights, gradients of weights, losses and the optimiser are f32 in both
-    #[arg(long, value_name = "KIND", default_value = "f32")]
-    precision: Precision,
 }
 
 /// How activations are stored.
@@ -33,11 +29,15 @@ pub enum Precision {
 
 impl Precision {
     /// The type of the tensors.
-    pub fn dtype(self) -> DType {
-        match self {
+    ///
+    /// # Errors
+    /// If `device` has no such numbers.
+    pub fn on(self, device: &Device) -> Result<DType> {
+        ensure!(self == Self::F32 || device.is_cuda(), "--precision bf16: takes a GPU; see --device");
+        Ok(match self {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
-        }
+        })
     }
 }
 
@@ -65,26 +65,12 @@ impl DeviceArgs {
     /// The device, for the process at `place` of several.
     pub fn open(&self, place: Option<&Place>) -> Result<Device> {
         let local = place.map_or(0, |place| place.local);
-        let device = match self.device {
-            Some(Named::Cpu) => Device::Cpu,
-            Some(Named::Cuda(number)) => gpu(number.unwrap_or(local))?,
-            None => usual(local)?,
-        };
-        ensure!(self.precision == Precision::F32 || device.is_cuda(), "--precision bf16: takes a GPU; see --device");
-        Ok(device)
-    }
-
-    /// How activations are stored.
-    pub fn precision(&self) -> Precision {
-        self.precision
-    }
-}
-
-/// GPU number `local` if this program is built for GPUs and there is one, otherwise the CPU.
-pub fn usual(local: usize) -> Result<Device> {
-    match candle_core::utils::cuda_is_available() {
-        true => gpu(local),
-        false => Ok(Device::Cpu),
+        match self.device {
+            Some(Named::Cpu) => Ok(Device::Cpu),
+            Some(Named::Cuda(number)) => gpu(number.unwrap_or(local)),
+            None if candle_core::utils::cuda_is_available() => gpu(local),
+            None => Ok(Device::Cpu),
+        }
     }
 }
 
@@ -114,7 +100,7 @@ mod tests {
 
     #[test]
     fn bf16_takes_a_gpu() {
-        let arguments = DeviceArgs { device: Some(Named::Cpu), precision: Precision::Bf16 };
-        assert!(arguments.open(None).unwrap_err().to_string().contains("--precision bf16"));
+        assert!(Precision::Bf16.on(&Device::Cpu).unwrap_err().to_string().contains("--precision bf16"));
+        assert_eq!(Precision::F32.on(&Device::Cpu).unwrap(), DType::F32);
     }
 }

@@ -10,12 +10,13 @@ use nadir_formats::{Matrix, ModelCard, Tiles};
 use serde_json::json;
 
 use self::student::StudentArgs;
+use super::device::DeviceArgs;
 use super::table::TableArgs;
 use super::{
-    End, ScheduleArgs, TilesArgs, already_finished, device, end, extend, fit_tiles, not_negative, provenance,
-    read_model, write_encoder, write_encoder_in,
+    End, ScheduleArgs, TilesArgs, already_finished, end, extend, fit_tiles, not_negative, provenance, read_model,
+    write_encoder, write_encoder_in,
 };
-use crate::data::{RandomFeatures, Sampler, Stream, fingerprint, generator};
+use crate::data::{Sampler, Stream, fingerprint, generator, random_features};
 use crate::distill::{Distillation, Fit, Options, Pretext, Sight, Teacher, View, Weights, teacher_embeddings};
 use crate::encoder::Encoder;
 use crate::params::Init;
@@ -88,14 +89,17 @@ pub struct Distill {
     #[command(flatten)]
     table: TableArgs,
 
-    /// Predict so many random features too (principal components, 1 to 96): how strongly a tile answers to patches of other tiles. 0 for
-    /// none
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// Give so many random features beside the teacher's embedding (principal components, 1 to 96): how strongly a tile answers to patches
+    /// of other tiles. They count as much as the teacher. 0 for none
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "keep_space")]
     random_features: usize,
 
-    /// Weight of the mean loss of what is predicted besides: the table's columns and the random features
+    /// Weight of the mean loss of the table's columns
     #[arg(long, default_value_t = 1.0, value_name = "WEIGHT", value_parser = not_negative)]
     pretext_weight: f64,
+
+    #[command(flatten)]
+    device: DeviceArgs,
 
     #[command(flatten)]
     pub(super) schedule: ScheduleArgs,
@@ -108,7 +112,8 @@ fn share(text: &str) -> Result<f64, String> {
 impl Distill {
     pub(super) fn run(self) -> Result<End> {
         ensure!(self.feature_weight + self.relation_weight > 0.0, "--feature-weight and --relation-weight are both 0");
-        let (teacher_card, teacher) = read_model(&self.teacher)?;
+        let device = self.device.open(None)?;
+        let (teacher_card, teacher) = read_model(&self.teacher, &device)?;
         let (all, rows) = self.tiles.read()?;
         let count = all.len();
         let all = fit_tiles(all, &self.tiles.tiles, self.bands.as_deref(), &teacher_card)?;
@@ -118,8 +123,8 @@ impl Distill {
         let plan = self.student.plan(&teacher_card)?;
         let mut random = generator(self.schedule.seed, Stream::Weights, 0);
         let student = match &plan.tensors {
-            Some(tensors) => Encoder::from_tensors(&plan.architecture, plan.bands.len(), tensors, &device()?)?,
-            None => Encoder::init_as(self.init_std, &plan.architecture, plan.bands.len(), &mut random, &device()?)?,
+            Some(tensors) => Encoder::from_tensors(&plan.architecture, plan.bands.len(), tensors, &device)?,
+            None => Encoder::init_as(self.init_std, &plan.architecture, plan.bands.len(), &mut random, &device)?,
         };
         let side = usize::from(plan.architecture.tile_size);
         let view = View::new(&tiles, &teacher_card.bands, &plan.bands, side, plan.fit)
@@ -143,11 +148,7 @@ impl Distill {
         if let Err(reason) = card.validate() {
             bail!("{reason}");
         }
-        let mut targets = self.table.targets(count, &rows)?;
-        if self.random_features > 0 {
-            let (bands, seed) = (&teacher_card.bands, self.schedule.seed);
-            targets.push(RandomFeatures::new(&tiles, bands, tiles.shape[2], self.random_features, seed)?.of_tiles());
-        }
+        let targets = self.table.targets(count, &rows)?;
         let settings = self.settings(&card, &teacher_card, &pixels, plan.fit);
         let run = self.schedule.open(&settings)?;
         if already_finished(&run) {
@@ -168,9 +169,16 @@ impl Distill {
             band_dropout: self.band_dropout,
             seed,
         };
+        let beside = match self.random_features {
+            0 => None,
+            width => {
+                let all: Vec<usize> = (0..tiles.len()).collect();
+                Some(random_features(&tiles, &teacher_card.bands, &all, width, seed)?)
+            }
+        };
         let sight = Sight { tiles: &tiles, bands: &teacher_card.bands, view: &view };
         let pretext = Pretext { targets, weight: self.pretext_weight };
-        let distillation = Distillation::new(&student, sight, source, options, pretext)?;
+        let distillation = Distillation::new(&student, sight, source, beside, options, pretext)?;
         if self.student.init.is_some() && !self.keep_space && !run.checkpoint_path().exists() {
             distillation.fit_projection()?;
         }
@@ -284,6 +292,10 @@ impl Distill {
         option(!lengths.is_empty(), format!("--matryoshka {}", lengths.join(",")));
         option(self.keep_space, "--keep-space".into());
         option(self.band_dropout > 0.0, format!("--band-dropout {}", self.band_dropout));
+        option(
+            self.student.init.is_none() && self.init_std != Init::FanIn,
+            format!("--init-std {}", self.init_std.name()),
+        );
         option(self.random_features > 0, format!("--random-features {}", self.random_features));
         let table = self.table.recipe();
         option(!table.is_empty(), table.trim_start().to_owned());

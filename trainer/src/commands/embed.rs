@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use nadir_formats::{Pixels, Tiles};
 
+use super::device::DeviceArgs;
 use super::{fit_tiles, read_model};
 use crate::data::AS_IS;
 use crate::run::embed_tiles;
@@ -31,6 +32,9 @@ pub struct Embed {
     /// Where to write the embeddings
     #[arg(long, value_name = "E.npy")]
     out: PathBuf,
+
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 impl Embed {
@@ -39,7 +43,7 @@ impl Embed {
         if let Some(folder) = folder {
             ensure!(folder.is_dir(), "{}: {} is not a folder", self.out.display(), folder.display());
         }
-        let (card, encoder) = read_model(&self.model)?;
+        let (card, encoder) = read_model(&self.model, &self.device.open(None)?)?;
         let tiles = fit_tiles(Tiles::read(&self.tiles)?, &self.tiles, self.bands.as_deref(), &card)?;
         let empty = without_data(&tiles, &card.bands);
         if empty > 0 {

@@ -8,6 +8,7 @@ use nadir_formats::write_npy;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
+use super::device::DeviceArgs;
 use super::labelled::{Labelled, LabelledArgs};
 use super::{End, already_finished, end, not_negative, positive, provenance, read_model, write_encoder};
 use crate::data::{Labels, NO_CLASS, Stream, fingerprint, fingerprint_of_rows, generator};
@@ -40,6 +41,9 @@ pub struct Finetune {
 
     #[command(flatten)]
     data: LabelledArgs,
+
+    #[command(flatten)]
+    device: DeviceArgs,
 
     /// Share of the training labels in per cent, drawn by the seed
     #[arg(long, value_name = "SHARE", default_value_t = 100.0, value_parser = positive)]
@@ -109,7 +113,7 @@ impl Finetune {
         ensure!(self.few_shot <= 100.0, "--few-shot {}: must be at most 100", self.few_shot);
         ensure!(self.drop_path.is_none_or(|rate| rate < 1.0), "--drop-path 1: leaves nothing of the last block");
         let data = self.data.read()?;
-        let (mut card, encoder) = read_model(&self.model)?;
+        let (mut card, encoder) = read_model(&self.model, &self.device.open(None)?)?;
         let (tiles, bands, encoder) = data.for_model(&card, &encoder)?;
         let rows = share_of_labels(&data.labels, &data.split.train, self.few_shot / 100.0, self.seed);
         let recipe = self.recipe(&data.labels)?.fitted(rows.len());

@@ -106,11 +106,6 @@ impl Cli {
     }
 }
 
-/// Where computation happens: on the GPU if built for one and there is one, otherwise on the CPU.
-fn device() -> Result<Device> {
-    device::usual(0)
-}
-
 /// Which tiles a training uses.
 #[derive(Debug, Args)]
 struct TilesArgs {
@@ -304,10 +299,10 @@ fn number(text: &str) -> Result<f64, String> {
     text.parse::<f64>().ok().filter(|v| v.is_finite()).ok_or_else(|| "is not a number".into())
 }
 
-/// Reads a model and brings it onto the device.
-fn read_model(path: &Path) -> Result<(ModelCard, Encoder)> {
+/// Reads a model and brings it onto `device`.
+fn read_model(path: &Path, device: &Device) -> Result<(ModelCard, Encoder)> {
     let file = EncoderFile::read(path)?;
-    let encoder = Encoder::from_tensors(&file.card.architecture, file.card.bands.len(), &file.tensors, &device()?)?;
+    let encoder = Encoder::from_tensors(&file.card.architecture, file.card.bands.len(), &file.tensors, device)?;
     Ok((file.card, encoder))
 }
 

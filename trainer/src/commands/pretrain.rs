@@ -6,7 +6,7 @@ mod start;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use clap::Args;
 use nadir::model::{Architecture, SIZES};
 use nadir_formats::ModelCard;
@@ -57,7 +57,7 @@ pub struct Pretrain {
     init: Option<PathBuf>,
 
     /// How new weights are drawn
-    #[arg(long, value_name = "HOW", default_value = "small")]
+    #[arg(long, value_name = "HOW", default_value = "fan-in")]
     init_std: Init,
 
     /// Side of a patch in pixels (8, 16 or 32): the total stride of the encoder [default: with --data 8 for crops below
@@ -115,6 +115,10 @@ pub struct Pretrain {
     #[command(flatten)]
     device: DeviceArgs,
 
+    /// How activations are stored on the GPU; weights, gradients of weights, losses and the optimiser are f32 in both
+    #[arg(long, value_name = "KIND", default_value = "f32")]
+    precision: Precision,
+
     #[command(flatten)]
     pub(super) schedule: ScheduleArgs,
 }
@@ -166,7 +170,7 @@ impl Pretrain {
         let fresh = start.as_ref().map_or(Ok(Vec::new()), |start| start.load(&model))?;
         let views = Views { turn: draws.flips, jitter: self.jitter as f32, seed: draws.seed };
         let views = config.contrast.map(|_| views);
-        let precision = self.device.precision();
+        let precision = self.precision.on(&device)?;
         let pretraining =
             Pretraining { model: &model, source: &source, views, seed: draws.seed, device, precision, group };
         if self.dry_run {
@@ -264,7 +268,7 @@ impl Pretrain {
             "random_features": self.random_features,
             // Where the tiles of a process are looked at together, the number of processes tells.
             "processes": (self.contrast > 0.0 || config.grn == Grn::Batch).then_some(processes),
-            "precision": format!("{:?}", self.device.precision()),
+            "precision": format!("{:?}", self.precision),
             "epochs": schedule.epochs,
             "batch": s.batch,
             "accumulate": self.accumulate,
@@ -295,11 +299,8 @@ impl Pretrain {
         }
         match start {
             Some(start) => recipe.push_str(&format!(" --init, from {}", start.name())),
-            None => match config.init {
-                Init::Small => {}
-                Init::Mmearth => recipe.push_str(" --init-std mmearth"),
-                Init::FanIn => recipe.push_str(" --init-std fan-in"),
-            },
+            None if config.init != Init::FanIn => recipe.push_str(&format!(" --init-std {}", config.init.name())),
+            None => {}
         }
         if self.no_uncertainty {
             recipe.push_str(" --no-uncertainty");
@@ -373,7 +374,7 @@ struct Pretraining<'a> {
     views: Option<Views>,
     seed: u64,
     device: Device,
-    precision: Precision,
+    precision: DType,
     group: &'a Group,
 }
 
@@ -404,7 +405,7 @@ impl Objective for Pretraining<'_> {
                 self.mask(own, x.dim(0)?)
             }
         };
-        Ok(self.model.loss_among(&x.to_dtype(self.precision.dtype())?, &mask, &targets, self.group)?)
+        Ok(self.model.loss_among(&x.to_dtype(self.precision)?, &mask, &targets, self.group)?)
     }
 
     fn group(&self) -> &Group {

@@ -112,7 +112,8 @@ impl Pretext {
     /// Adds the task of telling `width` random features of the visible patches, of `patch` pixels a side.
     pub fn add_random_features(&mut self, patch: usize, width: usize, seed: u64) -> Result<()> {
         self.check_name(RANDOM_TASK)?;
-        self.random = Some(RandomFeatures::new(&self.tiles, &self.bands, patch, width, seed)?);
+        let all: Vec<usize> = (0..self.tiles.len()).collect();
+        self.random = Some(RandomFeatures::new(&self.tiles, &self.bands, &all, patch, width, seed)?);
         Ok(())
     }
 

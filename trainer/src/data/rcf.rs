@@ -9,15 +9,15 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
-use nadir_formats::{BandCard, Tiles};
+use nadir_formats::{BandCard, Matrix, Tiles};
 use nalgebra::{DMatrix, SymmetricEigen};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rayon::prelude::*;
 
-use super::{AS_IS, ImageTarget, ImageValues, Stream, Symmetry, generator, normalised, source};
+use super::{AS_IS, Stream, Symmetry, generator, normalised, source};
 use crate::ops::gemm::{multiply, rows};
-use crate::run::Progress;
+use crate::run::{Progress, leave_if_asked};
 
 /// Name of the task that predicts them.
 pub(super) const RANDOM_TASK: &str = "random_features";
@@ -53,37 +53,31 @@ pub struct RandomFeatures {
 pub const MOST: usize = 2 * PATCHES;
 
 impl RandomFeatures {
-    /// The first `width` components over `tiles`, in parts of `part` pixels a side.
+    /// The first `width` components over the tiles `fit`, of all `tiles` in parts of `part` pixels a side. Patches too are drawn from
+    /// the tiles `fit`.
     ///
     /// # Errors
     /// If tiles are smaller than a patch or not whole parts, or are too few or too uniform for so many components.
-    pub fn new(tiles: &Tiles, bands: &[BandCard], part: usize, width: usize, seed: u64) -> Result<Self> {
+    pub fn new(tiles: &Tiles, bands: &[BandCard], fit: &[usize], part: usize, width: usize, seed: u64) -> Result<Self> {
         let (n, pixels) = (tiles.len(), tiles.shape[2]);
         ensure!((1..=MOST).contains(&width), "{width} random features: must be 1 to {MOST}");
         ensure!(pixels >= SIDE && pixels.is_multiple_of(part), "tiles of {pixels} pixels have no random features");
         ensure!(part >= SIDE, "random features of parts of {part} pixels: fewer than a patch's {SIDE}");
         let side = pixels / part;
-        let filters = Filters::draw(tiles, bands, &mut generator(seed, Stream::Filters, 0))?;
+        let filters = Filters::draw(tiles, bands, fit, &mut generator(seed, Stream::Filters, 0))?;
         let mut raw = Vec::with_capacity(n * MOST * side * side);
         let mut progress = Progress::new("random features", "tiles", 0, n as u64);
         let all: Vec<usize> = (0..n).collect();
         for chosen in all.chunks(CHUNK) {
+            leave_if_asked("random features");
             let answers =
                 |tile: &usize| filters.answers(&normalised(tiles, bands, &[(*tile, AS_IS)], 0.0), pixels, part);
             let each: Vec<_> = chosen.par_iter().map(answers).collect();
             raw.extend(each.into_iter().flatten());
             progress.at((raw.len() / (MOST * side * side)) as u64, "");
         }
-        let values = components(&raw, side * side, width)?;
+        let values = components(&raw, fit, side * side, width)?;
         Ok(Self { side, width, values })
-    }
-
-    /// Those of whole tiles, as values to predict; for features made of one part a tile.
-    pub fn of_tiles(self) -> ImageTarget {
-        ImageTarget {
-            name: RANDOM_TASK.into(),
-            values: ImageValues::Values { width: self.width * self.side * self.side, data: self.values },
-        }
     }
 
     /// Components.
@@ -105,6 +99,15 @@ impl RandomFeatures {
     }
 }
 
+/// The first `width` components of whole tiles, `[tiles, width]`: zero mean and unit variance over the tiles `fit`, uncorrelated there.
+///
+/// # Errors
+/// As [`RandomFeatures::new`].
+pub fn random_features(tiles: &Tiles, bands: &[BandCard], fit: &[usize], width: usize, seed: u64) -> Result<Matrix> {
+    let features = RandomFeatures::new(tiles, bands, fit, tiles.shape[2], width, seed)?;
+    Ok(Matrix { rows: tiles.len(), columns: width, data: features.values })
+}
+
 /// What tiles are convolved with.
 struct Filters {
     channels: usize,
@@ -116,14 +119,14 @@ struct Filters {
 
 impl Filters {
     /// Draws patches of the tiles and whitens them.
-    fn draw(tiles: &Tiles, bands: &[BandCard], random: &mut StdRng) -> Result<Self> {
+    fn draw(tiles: &Tiles, bands: &[BandCard], fit: &[usize], random: &mut StdRng) -> Result<Self> {
         let (channels, pixels) = (bands.len(), tiles.shape[2]);
         let area = SIDE * SIDE;
         let length = channels * area;
         let reads = SAMPLE / EACH;
         let mut patches = Vec::with_capacity(SAMPLE * length);
         for _ in 0..reads {
-            let tile = random.random_range(0..tiles.len());
+            let tile = fit[random.random_range(0..fit.len())];
             let x = normalised(tiles, bands, &[(tile, AS_IS)], 0.0);
             for _ in 0..EACH {
                 let mut corner = || random.random_range(0..=pixels - SIDE);
@@ -194,14 +197,15 @@ impl Filters {
     }
 }
 
-/// The first `width` principal components of `raw`, `[tiles, 2 * PATCHES, parts]`: axes and scale are those of the tiles' means.
-fn components(raw: &[f32], parts: usize, width: usize) -> Result<Vec<f32>> {
+/// The first `width` principal components of `raw`, `[tiles, 2 * PATCHES, parts]`: axes and scale are those of
+/// the means of the tiles `fit`.
+fn components(raw: &[f32], fit: &[usize], parts: usize, width: usize) -> Result<Vec<f32>> {
     let n = raw.len() / (MOST * parts);
     let mean_of = |tile: usize, feature: usize| {
         let map = &raw[(tile * MOST + feature) * parts..][..parts];
         map.iter().map(|v| f64::from(*v)).sum::<f64>() / parts as f64
     };
-    let means = DMatrix::from_fn(n, MOST, mean_of);
+    let means = DMatrix::from_fn(fit.len(), MOST, |row, feature| mean_of(fit[row], feature));
     let middle = means.row_mean();
     // Every feature counts alike.
     let covariance_of_means = covariance(&means);
@@ -212,7 +216,7 @@ fn components(raw: &[f32], parts: usize, width: usize) -> Result<Vec<f32>> {
     order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
     let first = eigen.eigenvalues[order[0]];
     let known = order.iter().filter(|at| eigen.eigenvalues[**at] > FLAT * first).count();
-    ensure!(width <= known, "{width} random features: these {n} tiles have {known}");
+    ensure!(width <= known, "{width} random features: {} tiles have {known}", fit.len());
     let axes = DMatrix::from_fn(MOST, width, |feature, k| {
         eigen.eigenvectors[(feature, order[k])] * scale[feature] / eigen.eigenvalues[order[k]].sqrt()
     });
@@ -272,7 +276,9 @@ mod tests {
     #[test]
     fn answers_are_those_of_the_definition() {
         let (tiles, bands) = tiles(20);
-        let filters = Filters::draw(&tiles, &bands, &mut StdRng::seed_from_u64(1)).unwrap();
+        let filters =
+            Filters::draw(&tiles, &bands, &(0..tiles.len()).collect::<Vec<_>>(), &mut StdRng::seed_from_u64(1))
+                .unwrap();
         let x = normalised(&tiles, &bands, &[(4, AS_IS)], 0.0);
         let answers = filters.answers(&x, PIXELS, 8);
         let reach = (SIDE / 2) as isize;
@@ -303,7 +309,9 @@ mod tests {
     #[test]
     fn whitened_patches_have_unit_variance_and_do_not_correlate() {
         let (tiles, bands) = tiles(40);
-        let filters = Filters::draw(&tiles, &bands, &mut StdRng::seed_from_u64(1)).unwrap();
+        let filters =
+            Filters::draw(&tiles, &bands, &(0..tiles.len()).collect::<Vec<_>>(), &mut StdRng::seed_from_u64(1))
+                .unwrap();
         // Answers of unit patches to whitened patches have about unit variance, as far as noise is not blown up.
         let mut squares = 0.0;
         let (mut n, mut total) = (0.0, 0.0);
@@ -328,13 +336,13 @@ mod tests {
     #[test]
     fn components_have_unit_variance_and_turn_with_the_tile() {
         let (tiles, bands) = tiles(200);
-        let width = 12;
-        let features = RandomFeatures::new(&tiles, &bands, 8, width, 1).unwrap();
+        let (width, all) = (12, (0..200).collect::<Vec<_>>());
+        let features = RandomFeatures::new(&tiles, &bands, &all, 8, width, 1).unwrap();
         assert_eq!(features.width(), width);
         let draws: Vec<_> = (0..200).map(|tile| (tile, AS_IS)).collect();
-        let all = features.batch(&draws).unwrap();
-        assert_eq!(all.dims(), [200, width, 2, 2]);
-        let means: Vec<Vec<f32>> = all.flatten_from(2).unwrap().mean(2).unwrap().to_vec2().unwrap();
+        let maps = features.batch(&draws).unwrap();
+        assert_eq!(maps.dims(), [200, width, 2, 2]);
+        let means: Vec<Vec<f32>> = maps.flatten_from(2).unwrap().mean(2).unwrap().to_vec2().unwrap();
         for i in 0..width {
             assert!(means.iter().map(|row| f64::from(row[i])).sum::<f64>().abs() < 1e-2);
             for j in 0..width {
@@ -343,7 +351,7 @@ mod tests {
             }
         }
         // The features of a turned tile are the turned features.
-        let filters = Filters::draw(&tiles, &bands, &mut generator(1, Stream::Filters, 0)).unwrap();
+        let filters = Filters::draw(&tiles, &bands, &all, &mut generator(1, Stream::Filters, 0)).unwrap();
         for symmetry in 0..8 {
             let turned = filters.answers(&normalised(&tiles, &bands, &[(7, symmetry)], 0.0), PIXELS, 8);
             let plain = filters.answers(&normalised(&tiles, &bands, &[(7, AS_IS)], 0.0), PIXELS, 8);
@@ -362,12 +370,13 @@ mod tests {
     #[test]
     fn what_has_no_features_is_refused() {
         let (some, bands) = tiles(4);
-        let of =
-            |tiles: &Tiles, part, width| RandomFeatures::new(tiles, &bands, part, width, 1).unwrap_err().to_string();
+        let of = |tiles: &Tiles, part, width| {
+            RandomFeatures::new(tiles, &bands, &[0, 1, 2, 3], part, width, 1).unwrap_err().to_string()
+        };
         assert!(of(&some, 8, 97).contains("must be 1 to 96"));
         assert!(of(&some, 8, 0).contains("must be 1 to 96"));
         assert!(of(&some, 4, 2).contains("parts of 4 pixels"));
-        assert!(of(&some, 8, 12).contains("these 4 tiles have 3"), "{}", of(&some, 8, 12));
+        assert!(of(&some, 8, 12).contains("4 tiles have 3"), "{}", of(&some, 8, 12));
         let flat = Tiles { shape: [4, 2, 16, 16], pixels: Pixels::F32(vec![1.0; 4 * 2 * 256]) };
         assert!(of(&flat, 8, 2).contains("no pixel of the tiles differs"));
     }

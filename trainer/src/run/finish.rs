@@ -6,6 +6,7 @@ use nadir_formats::{BandCard, Matrix, Tiles};
 use rayon::prelude::*;
 
 use super::Progress;
+use super::training::leave_if_asked;
 use crate::data::{AS_IS, Symmetry, input};
 use crate::encoder::Encoder;
 
@@ -50,6 +51,7 @@ fn embed_each(
     let mut progress = Progress::new(what, "tiles", 0, chosen.len() as u64);
     let embed = |chosen: &[usize]| -> Result<Vec<f32>> { Ok(encoder.embed(&read(chosen)?)?.flatten_all()?.to_vec1()?) };
     for chosen in chosen.chunks(CHUNK) {
+        leave_if_asked(what);
         if encoder.device().is_cpu() {
             let each = chosen.par_chunks(1).map(embed).collect::<Result<Vec<_>>>()?;
             data.extend(each.into_iter().flatten());

@@ -1,7 +1,7 @@
 //! The gradients of a step: the mean over its micro-batches, and their norm.
 
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Storage, Tensor, Var};
+use candle_core::{CpuStorage, Result, Storage, Tensor, Var};
 use rayon::prelude::*;
 
 use crate::parallel::Group;
@@ -19,11 +19,10 @@ impl Gradients {
     ///
     /// Gives the name of the first parameter whose gradient is not finite, if there is one; nothing is added then.
     pub fn add(&mut self, params: &Params, mut store: GradStore) -> Result<Option<String>> {
-        for (name, var) in params.vars() {
-            let Some(gradient) = store.get(var) else { continue };
-            if !sum_of_squares(gradient)?.is_finite() {
-                return Ok(Some(name.to_owned()));
-            }
+        let known = params.vars().filter_map(|(name, var)| Some((name, store.get(var)?)));
+        let (names, gradients): (Vec<&str>, Vec<&Tensor>) = known.unzip();
+        if let Some(at) = sums_of_squares(&gradients)?.iter().position(|sum| !sum.is_finite()) {
+            return Ok(Some(names[at].to_owned()));
         }
         self.count += 1;
         match &mut self.sum {
@@ -72,34 +71,39 @@ impl Gradients {
     /// The mean of what was added, and its norm over all parameters.
     pub fn mean(self, params: &Params) -> Result<(GradStore, f64)> {
         let mut mean = self.sum.unwrap_or_default();
-        let mut squares = 0.0;
-        for (_, var) in params.vars() {
-            if let Some(mut gradient) = mean.remove(var) {
-                if self.count > 1 {
-                    gradient = (gradient / self.count as f64)?;
+        if self.count > 1 {
+            for (_, var) in params.vars() {
+                if let Some(gradient) = mean.remove(var) {
+                    mean.insert(var, (gradient / self.count as f64)?);
                 }
-                squares += sum_of_squares(&gradient)?;
-                mean.insert(var, gradient);
             }
         }
-        Ok((mean, squares.sqrt()))
+        let gradients: Vec<&Tensor> = params.vars().filter_map(|(_, var)| mean.get(var)).collect();
+        let norm = sums_of_squares(&gradients)?.iter().sum::<f64>().sqrt();
+        Ok((mean, norm))
     }
 }
 
-/// The sum of squares, on the host in f64 and in an order that does not depend on the number of threads.
-fn sum_of_squares(tensor: &Tensor) -> Result<f64> {
+/// The sum of squares of each tensor: on the host in f64 and in an order that does not depend on the number of threads, on a GPU
+/// with one answer for all.
+fn sums_of_squares(tensors: &[&Tensor]) -> Result<Vec<f64>> {
     const CHUNK: usize = 1 << 14;
-    let tensor = tensor.detach().contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    if let (Storage::Cpu(candle_core::CpuStorage::F32(values)), Some((start, end))) =
-        (&*storage, layout.contiguous_offsets())
-    {
+    if tensors.first().is_some_and(|tensor| !tensor.device().is_cpu()) {
+        let sums = tensors.iter().map(|tensor| tensor.detach().sqr()?.sum_all()).collect::<Result<Vec<_>>>()?;
+        return Ok(Tensor::stack(&sums, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect());
+    }
+    let sum_of = |tensor: &&Tensor| {
+        let tensor = tensor.detach().contiguous()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+        else {
+            candle_core::bail!("a gradient of {:?}, expected F32", tensor.dtype());
+        };
         let sum = |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
         let parts: Vec<f64> = values[start..end].par_chunks(CHUNK).map(sum).collect();
-        return Ok(parts.iter().sum());
-    }
-    drop(storage);
-    Ok(f64::from(tensor.sqr()?.sum_all()?.to_scalar::<f32>()?))
+        Ok(parts.iter().sum())
+    };
+    tensors.iter().map(sum_of).collect()
 }
 
 #[cfg(test)]

@@ -35,6 +35,14 @@ pub(crate) fn stopping() -> bool {
     STOP.load(Ordering::SeqCst)
 }
 
+/// Ends the program if a signal asked for it, in work that a resumed run does again.
+pub(crate) fn leave_if_asked(what: &str) {
+    if stopping() {
+        eprintln!("trainer: stopped at {what}; continue with --resume");
+        std::process::exit(130);
+    }
+}
+
 /// What is trained.
 pub trait Objective {
     /// All trainable parameters.

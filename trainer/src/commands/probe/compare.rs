@@ -5,19 +5,25 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use candle_core::Device;
 use clap::{Args, ValueEnum};
 use nadir_formats::{BandCard, Matrix, ModelCard, Tiles};
 use serde_json::json;
 
+use super::super::device::DeviceArgs;
 use super::super::labelled::{Labelled, named};
-use super::super::{device, read_model};
+use super::super::read_model;
 use crate::chart;
-use crate::data::{AS_IS, Labels, Stream, generator};
+use crate::data::{AS_IS, Labels, Stream, generator, random_features};
 use crate::encoder::Encoder;
+use crate::params::Init;
 use crate::probe::compare::{Kind, Row, Score, Task};
 use crate::probe::{band_statistics, map, table};
 use crate::run::{embed_tiles, fit_norm};
 
+/// Random features in their row.
+const RANDOM_FEATURES: usize = 64;
+const RANDOM_FEATURES_ROW: &str = "random features";
 /// The most tiles on a map.
 const ON_MAP: usize = 2000;
 
@@ -44,6 +50,9 @@ pub(super) struct CompareArgs {
     #[arg(long, value_enum, value_delimiter = ',', requires = "models")]
     baselines: Vec<Baseline>,
 
+    #[command(flatten)]
+    device: DeviceArgs,
+
     /// Also write table.md, results.json, and for each row a confusion matrix and maps of its features, into this folder
     #[arg(long, value_name = "DIR", requires = "models")]
     out: Option<PathBuf>,
@@ -60,6 +69,8 @@ enum Baseline {
     Random,
     /// Mean, deviation, least, greatest, and 10th, 50th and 90th percentile of each band
     Statistics,
+    /// Principal components of how strongly a tile answers to patches of training tiles, drawn by each seed
+    RandomFeatures,
     /// No such row
     None,
 }
@@ -104,7 +115,8 @@ impl CompareArgs {
         if let Some(pair) = shares.windows(2).find(|pair| table::per_cent(pair[0]) == table::per_cent(pair[1])) {
             bail!("--few-shot: {} % and {} % are the same to two decimals", 100.0 * pair[0], 100.0 * pair[1]);
         }
-        let models = self.models(data)?;
+        let device = self.device.open(None)?;
+        let models = self.models(data, &device)?;
         if let Some(out) = &self.out {
             std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
         }
@@ -124,13 +136,17 @@ impl CompareArgs {
             self.pictures(data, &rows[rows.len() - 1], &e)?;
         }
         let first = &models[0];
-        let wanted = |baseline| self.baselines.is_empty() || self.baselines.contains(&baseline);
+        let wanted = |baseline| match self.baselines.is_empty() {
+            true => baseline != Baseline::RandomFeatures,
+            false => self.baselines.contains(&baseline),
+        };
         if wanted(Baseline::Random) {
             let about = format!("random weights, {}", first.about);
             let train = first.tiles.pick(&data.split.train);
             let random = |seed: u64| -> Result<(Matrix, Option<Encoder>)> {
                 let mut rng = generator(seed, Stream::Weights, 0);
-                let encoder = Encoder::init(first.encoder.architecture(), first.bands.len(), &mut rng, &device()?)?;
+                let (shape, bands) = (first.encoder.architecture(), first.bands.len());
+                let encoder = Encoder::init_as(Init::FanIn, shape, bands, &mut rng, &device)?;
                 fit_norm(&encoder, &train, &first.bands)?;
                 Ok((embed_tiles(&encoder, &first.tiles, &first.bands, AS_IS, "random")?, Some(encoder)))
             };
@@ -141,6 +157,14 @@ impl CompareArgs {
             let about = "seven statistics of each band, standardised";
             rows.push(compare.row("band statistics", about, |_| Ok((e.clone(), None)), true, first)?);
             self.pictures(data, &rows[rows.len() - 1], &e)?;
+        }
+        if wanted(Baseline::RandomFeatures) {
+            let features = |seed| {
+                let e = random_features(&first.tiles, &first.bands, &data.split.train, RANDOM_FEATURES, seed)?;
+                Ok((e, None))
+            };
+            let about = format!("{RANDOM_FEATURES} random convolutional features, whitened");
+            rows.push(compare.row(RANDOM_FEATURES_ROW, &about, features, false, first)?);
         }
         let text = table::markdown(&rows, &kinds, &shares, k);
         let object = json!({
@@ -170,12 +194,12 @@ impl CompareArgs {
     }
 
     /// Reads all models before the first is run.
-    fn models<'a>(&self, data: &'a Labelled) -> Result<Vec<Model<'a>>> {
-        let mut names = BTreeSet::from(["random".to_owned(), "band statistics".to_owned()]);
+    fn models<'a>(&self, data: &'a Labelled, device: &Device) -> Result<Vec<Model<'a>>> {
+        let mut names = BTreeSet::from(["random", "band statistics", RANDOM_FEATURES_ROW].map(str::to_owned));
         let (mut models, mut first) = (Vec::new(), None);
         for text in &self.models {
             let (name, path) = named(text);
-            let (card, encoder): (ModelCard, Encoder) = read_model(path)?;
+            let (card, encoder): (ModelCard, Encoder) = read_model(path, device)?;
             let name = name.unwrap_or(&card.name).to_owned();
             ensure!(names.insert(name.clone()), "two rows are named {name}: give --model NAME=PATH");
             let order = card.band_names().join(",");
