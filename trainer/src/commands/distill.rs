@@ -19,6 +19,7 @@ use crate::data::{RandomFeatures, Sampler, Stream, fingerprint, generator};
 use crate::distill::{Distillation, Fit, Options, Pretext, Sight, Teacher, View, Weights, teacher_embeddings};
 use crate::encoder::Encoder;
 use crate::params::Init;
+use crate::quantization::Quantization;
 use crate::run::{Run, fit_norm, stop_on_signals, train};
 
 /// Distil a teacher into a smaller student
@@ -73,6 +74,11 @@ pub struct Distill {
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
     band_dropout: f64,
 
+    /// Compute the student rounded to eight bits, as the integer engine will, while it learns: raises what is left of a trained student after
+    /// `quantize convert`. Trains on the CPU alone
+    #[arg(long, requires = "init")]
+    quantize_aware: bool,
+
     /// Symmetries (1 to 8) of a tile over which the teacher's embedding is averaged
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
     teacher_views: u8,
@@ -108,6 +114,10 @@ fn share(text: &str) -> Result<f64, String> {
 impl Distill {
     pub(super) fn run(self) -> Result<End> {
         ensure!(self.feature_weight + self.relation_weight > 0.0, "--feature-weight and --relation-weight are both 0");
+        ensure!(
+            !self.quantize_aware || device()?.is_cpu(),
+            "--quantize-aware trains on the CPU: hide the GPU, with CUDA_VISIBLE_DEVICES= before the command"
+        );
         let (teacher_card, teacher) = read_model(&self.teacher)?;
         let (all, rows) = self.tiles.read()?;
         let count = all.len();
@@ -170,13 +180,20 @@ impl Distill {
         };
         let sight = Sight { tiles: &tiles, bands: &teacher_card.bands, view: &view };
         let pretext = Pretext { targets, weight: self.pretext_weight };
-        let distillation = Distillation::new(&student, sight, source, options, pretext)?;
+        let mut distillation = Distillation::new(&student, sight, source, options, pretext)?;
+        if self.quantize_aware {
+            // Before a checkpoint is read: a resumed run gets the scales with which it began.
+            distillation = distillation.quantized(Quantization::calibrate(&student, view.tiles(), view.bands())?);
+        }
         if self.student.init.is_some() && !self.keep_space && !run.checkpoint_path().exists() {
             distillation.fit_projection()?;
         }
         let mut sampler = Sampler::new(tiles.len(), self.schedule.batch as usize, seed, self.schedule.flips);
         let outcome = train(&run, &self.schedule.schedule(), &mut sampler, &distillation)?;
         end(&run, outcome, || {
+            if self.quantize_aware {
+                Quantization::settle(&student, view.tiles(), view.bands())?;
+            }
             if self.keep_space {
                 return write_encoder_in(&run, &student, card, Some(&teacher_card.embedding_space));
             }
@@ -247,6 +264,7 @@ impl Distill {
             "matryoshka": self.matryoshka,
             "keep_space": self.keep_space,
             "band_dropout": self.band_dropout,
+            "quantize_aware": self.quantize_aware,
             "epochs": s.epochs,
             "batch": s.batch,
             "lr": s.lr,
@@ -284,6 +302,7 @@ impl Distill {
         option(!lengths.is_empty(), format!("--matryoshka {}", lengths.join(",")));
         option(self.keep_space, "--keep-space".into());
         option(self.band_dropout > 0.0, format!("--band-dropout {}", self.band_dropout));
+        option(self.quantize_aware, "--quantize-aware".into());
         option(self.random_features > 0, format!("--random-features {}", self.random_features));
         let table = self.table.recipe();
         option(!table.is_empty(), table.trim_start().to_owned());
