@@ -128,6 +128,52 @@ fn the_teachers_embeddings_are_kept_given_or_made_anew() {
 }
 
 #[test]
+fn a_student_for_the_integer_engine_also_after_a_death() {
+    let desk = desk_with_teacher();
+    desk.succeed(&format!("{DISTILL} --student @small.toml --epochs 4 --out @float"));
+    let start = |out: &str, more: &str| {
+        format!("{DISTILL} --init @float/encoder.safetensors --quantize-aware --epochs 6 --out @{out} {more}")
+    };
+    desk.succeed(&start("whole", ""));
+    let Encoder { card, tensors } = Encoder::read(&desk.path("whole/encoder.safetensors")).unwrap();
+    assert!(card.provenance.recipe.contains("--quantize-aware"), "{}", card.provenance.recipe);
+    for (name, tensor) in tensors.iter().filter(|(name, _)| name.starts_with("stages.")) {
+        let folded = |value: f32| assert!(tensor.data.iter().all(|v| *v == value), "{name} is not folded");
+        match name.rsplit_once("norm.").map_or(name.as_str(), |(_, part)| part) {
+            "weight" => folded(1.0),
+            "bias" => folded(0.0),
+            _ if name.ends_with("grn.beta") => folded(0.0),
+            // A kernel's weights are whole multiples of one 127th, or a little more, of the largest.
+            _ if name.ends_with("dwconv.weight") => {
+                for row in tensor.data.chunks_exact(49) {
+                    let mut levels: Vec<i64> = row.iter().map(|w| (w * 1e7) as i64).collect();
+                    levels.sort_unstable();
+                    levels.dedup();
+                    let least = levels.windows(2).map(|pair| pair[1] - pair[0]).min().unwrap_or(i64::MAX);
+                    let largest = levels.iter().map(|level| level.abs()).max().unwrap_or_default();
+                    assert!(least >= largest / 130, "{name}: {least} beside {largest}");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    let mut child = desk.command(&start("cut", "")).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let began = std::time::Instant::now();
+    while !desk.path("cut/checkpoint.safetensors").exists() {
+        assert!(began.elapsed().as_secs() < 60, "no checkpoint comes");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    desk.succeed(&start("cut", "--resume"));
+    let bytes = |run: &str| std::fs::read(desk.path(run).join("encoder.safetensors")).unwrap();
+    assert!(bytes("cut") == bytes("whole"));
+    let output = desk.run(&format!("{DISTILL} --student @small.toml --quantize-aware --epochs 1 --out @x"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--init"));
+}
+
+#[test]
 fn what_cannot_be_distilled_is_named() {
     let desk = desk_with_teacher();
     let refuse = |arguments: &str, parts: &[&str]| {

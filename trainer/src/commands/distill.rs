@@ -32,7 +32,9 @@ use crate::run::{Run, fit_norm, stop_on_signals, train};
 #[command(
     after_help = "Examples:\n  trainer distill --teacher zepto.safetensors --tiles tiles.npy --student yocto --epochs 20 \\\n    \
     --flips --out runs/yocto\n  trainer distill --teacher atto.safetensors --tiles tiles.npy --student camera.toml --epochs 20 \\\n    \
-    --student-bands B2,B3,B4,B8 --band-dropout 0.1 --matryoshka 32,64,128 --out runs/camera"
+    --student-bands B2,B3,B4,B8 --band-dropout 0.1 --matryoshka 32,64,128 --out runs/camera\n  trainer distill \
+    --teacher yocto.safetensors --init yocto.safetensors --keep-space --relation-weight 0 --tiles tiles.npy \\\n    --quantize-aware \
+    --epochs 6 --batch 16 --lr 2e-5 --weight-decay 0 --out runs/yocto-int8"
 )]
 pub struct Distill {
     /// The teacher
@@ -74,8 +76,8 @@ pub struct Distill {
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
     band_dropout: f64,
 
-    /// Compute the student rounded to eight bits, as the integer engine will, while it learns: raises what is left of a trained student after
-    /// `quantize convert`. Trains on the CPU alone
+    /// Round the student's weights and activations to eight bits while it learns, as `quantize convert --precision int8` will afterwards: for a
+    /// trained student (--init) at a small --lr, for instance 2e-5. On the CPU alone
     #[arg(long, requires = "init")]
     quantize_aware: bool,
 

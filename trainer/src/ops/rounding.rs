@@ -71,7 +71,8 @@ pub(super) fn rounded<'a>(steps: Option<&Steps>, values: &'a [f32]) -> Cow<'a, [
 /// Where a block rounds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockRounding {
-    /// What LayerNorm gives before its weight and bias, `d` channels.
+    /// What LayerNorm gives before its weight and bias, `d` channels. The gradients of that weight and bias are those of the exact rows: they
+    /// are to be folded into the layer that follows, and 1 and 0 here.
     pub normalised: Steps,
     /// What enters GELU, `4d` channels.
     pub hidden: Steps,
