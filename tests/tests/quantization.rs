@@ -44,7 +44,8 @@ fn training_rounds_as_the_engine_does() {
     let card = &file.card;
     let encoder = Encoder::from_tensors(&card.architecture, card.bands.len(), &file.tensors, &Device::Cpu).unwrap();
     let plain = three(&file, &encoder, &train, &held);
-    Quantization::settle(&encoder, &train, &card.bands).unwrap();
+    let quantization = Quantization::calibrate(&encoder, &train, &card.bands).unwrap();
+    quantization.settle(&encoder, &train, &card.bands).unwrap();
     let settled = three(&file, &encoder, &train, &held);
     for (what, [float, rounded, int8]) in [("plain", &plain), ("settled", &settled)] {
         println!(

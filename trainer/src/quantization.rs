@@ -64,17 +64,25 @@ impl Quantization {
     }
 
     /// Gives the encoder the rounded weights in place of its own, so that the quantizer finds them on the points that it rounds to. LayerNorms
-    /// before matrix products and the betas go into the layers that follow. The encoder is calibrated anew on `tiles`: those on which the
-    /// quantizer should be.
+    /// before matrix products and the betas go into the layers that follow.
+    ///
+    /// They are rounded as in training first, and then by the scales that the encoder has after it, on `tiles`: those on which the
+    /// quantizer should be calibrated. So the integers are those that training came to; their scales move.
     ///
     /// # Errors
-    /// If the tiles do not fit the encoder.
-    pub fn settle(encoder: &Encoder, tiles: &Tiles, bands: &[BandCard]) -> Result<()> {
+    /// If the tiles do not fit the encoder, or it has other layers than the one that was calibrated.
+    pub fn settle(&self, encoder: &Encoder, tiles: &Tiles, bands: &[BandCard]) -> Result<()> {
+        self.write(encoder)?;
         for _ in 0..ROUNDS {
-            let rounded = Self::calibrate(encoder, tiles, bands)?.round(encoder.params(), false)?;
-            for (name, tensor) in rounded {
-                encoder.params().set(&name, &tensor.flatten_all()?.to_vec1::<f32>()?)?;
-            }
+            Self::calibrate(encoder, tiles, bands)?.write(encoder)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the rounded weights over the exact ones.
+    fn write(&self, encoder: &Encoder) -> Result<()> {
+        for (name, tensor) in self.round(encoder.params(), false)? {
+            encoder.params().set(&name, &tensor.flatten_all()?.to_vec1::<f32>()?)?;
         }
         Ok(())
     }

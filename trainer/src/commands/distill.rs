@@ -183,9 +183,12 @@ impl Distill {
         let sight = Sight { tiles: &tiles, bands: &teacher_card.bands, view: &view };
         let pretext = Pretext { targets, weight: self.pretext_weight };
         let mut distillation = Distillation::new(&student, sight, source, options, pretext)?;
+        let mut quantization = None;
         if self.quantize_aware {
             // Before a checkpoint is read: a resumed run gets the scales with which it began.
-            distillation = distillation.quantized(Quantization::calibrate(&student, view.tiles(), view.bands())?);
+            let calibrated = Quantization::calibrate(&student, view.tiles(), view.bands())?;
+            distillation = distillation.quantized(calibrated.clone());
+            quantization = Some(calibrated);
         }
         if self.student.init.is_some() && !self.keep_space && !run.checkpoint_path().exists() {
             distillation.fit_projection()?;
@@ -193,8 +196,8 @@ impl Distill {
         let mut sampler = Sampler::new(tiles.len(), self.schedule.batch as usize, seed, self.schedule.flips);
         let outcome = train(&run, &self.schedule.schedule(), &mut sampler, &distillation)?;
         end(&run, outcome, || {
-            if self.quantize_aware {
-                Quantization::settle(&student, view.tiles(), view.bands())?;
+            if let Some(quantization) = quantization {
+                quantization.settle(&student, view.tiles(), view.bands())?;
             }
             if self.keep_space {
                 return write_encoder_in(&run, &student, card, Some(&teacher_card.embedding_space));
