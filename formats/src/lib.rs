@@ -9,12 +9,15 @@
 //! | the model card inside an encoder's `.safetensors` | [`ModelCard`] |
 //! | a `.nadir` model, loaded where its sections can be read in place | [`AlignedBytes`] |
 //!
+//! And by which scales a float encoder becomes integers: [`scales`].
+//!
 //! Every error is one line that names the file, what was found and what was expected.
 
 mod arrays;
 mod bytes;
 mod card;
 mod npz;
+pub mod scales;
 mod tiles;
 
 pub use arrays::{Matrix, Values, read_integers, read_values, write_integers, write_npy};

@@ -12,6 +12,8 @@
 //!
 //! Values per tile may be predicted besides ([`Pretext`]), from the student's embedding by linear heads used only while training.
 //!
+//! With [`Distillation::quantized`] the student computes as the integer engine will, so that it learns to do well there.
+//!
 //! The student may see other bands, another size, and with [`Options::band_dropout`] not all of its bands ([`View`]). With
 //! flips it sees a tile under a random symmetry. Unless the teacher runs along ([`Teacher::Live`]), the target stays the
 //! teacher's embedding of the tile as it is (or its mean over several symmetries): the student so learns that the
@@ -32,6 +34,7 @@ use crate::data::{Stream, Symmetry, generator, input};
 use crate::encoder::Encoder;
 use crate::mpmae::Losses;
 use crate::params::{Init, Params, fresh};
+use crate::quantization::Quantization;
 use crate::run::{Objective, column_statistics, embed_tiles};
 
 pub use pretext::Pretext;
@@ -102,6 +105,7 @@ pub struct Distillation<'a> {
     beside: Option<Matrix>,
     options: Options,
     pretext: Pretext,
+    quantization: Option<Quantization>,
     params: Params,
 }
 
@@ -179,7 +183,24 @@ impl<'a> Distillation<'a> {
         arrays.extend(fresh(&pretext.shapes(own), Init::Small, |_| false, &mut random));
         let mut params = Params::from_arrays(&arrays, device)?;
         params.extend("encoder.", student.params(), |_| true);
-        Ok(Self { student, sight, teacher, mean, std, reciprocal, beside, options, pretext, params })
+        Ok(Self {
+            student,
+            sight,
+            teacher,
+            mean,
+            std,
+            reciprocal,
+            beside,
+            options,
+            pretext,
+            quantization: None,
+            params,
+        })
+    }
+
+    /// From now on the student computes rounded, as the integer engine will.
+    pub fn quantized(self, quantization: Quantization) -> Self {
+        Self { quantization: Some(quantization), ..self }
     }
 
     /// Replaces the projections by the linear regressions from the student's present embeddings to the teacher's, so that
@@ -235,7 +256,10 @@ impl Objective for Distillation<'_> {
         let x = self.sight.view.input(draws, step, &self.options, self.student.device())?;
         let wanted = self.wanted(draws)?;
         let relations = similarities(&wanted)?;
-        let embedding = self.student.embed(&x)?;
+        let embedding = match &self.quantization {
+            Some(quantization) => quantization.apply(self.student)?.embed(&x)?,
+            None => self.student.embed(&x)?,
+        };
         let own = embedding.dim(1)?;
         let lengths = heads(&self.options.prefixes, own);
         let mut total = Tensor::zeros((), wanted.dtype(), wanted.device())?;

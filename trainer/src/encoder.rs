@@ -4,6 +4,7 @@
 //! pretraining unless [`Grn::Batch`](crate::ops::Grn) is asked for.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 use nadir::model::Architecture;
@@ -12,6 +13,7 @@ use rand::rngs::StdRng;
 
 use crate::mask::Mask;
 use crate::ops::grid::{Geometry, Grid};
+use crate::ops::rounding::Rounding;
 use crate::ops::{self, Grn};
 use crate::params::{Init, Params, fresh};
 
@@ -22,6 +24,7 @@ pub struct Encoder {
     bands: usize,
     params: Params,
     device: Device,
+    rounding: Option<Arc<Rounding>>,
 }
 
 impl Encoder {
@@ -67,7 +70,7 @@ impl Encoder {
             candle_core::bail!("tensor {name} is unexpected");
         }
         let params = Params::from_arrays(tensors, device)?;
-        Ok(Self { architecture: *architecture, bands, params, device: device.clone() })
+        Ok(Self { architecture: *architecture, bands, params, device: device.clone(), rounding: None })
     }
 
     /// The same weights, shared, without gradients: faster and smaller where only the forward pass is wanted.
@@ -85,6 +88,11 @@ impl Encoder {
             candle_core::bail!("the weights do not have the shapes of {architecture:?}");
         }
         Ok(Self { architecture: *architecture, ..self.clone() })
+    }
+
+    /// The same encoder with `params` in place of its weights and with its activations rounded; not to be trained itself.
+    pub(crate) fn rounded(&self, params: Params, rounding: Arc<Rounding>) -> Self {
+        Self { params, rounding: Some(rounding), ..self.clone() }
     }
 
     /// Its shape.
@@ -121,7 +129,7 @@ impl Encoder {
             candle_core::bail!("tiles are {:?}, the encoder takes F32, or BF16 on a GPU", x.dtype());
         }
         let geometry = Geometry { grn, ..Geometry::new(&self.architecture, batch, mask)? };
-        let rows = ops::encode(x, &self.params, &self.architecture, &geometry)?;
+        let rows = ops::encode(x, &self.params, &self.architecture, &geometry, self.rounding.as_deref())?;
         let [.., last] = geometry.grids;
         Ok((rows, last))
     }

@@ -32,4 +32,5 @@ pub mod optim;
 pub mod parallel;
 pub mod params;
 pub mod probe;
+pub mod quantization;
 pub mod run;

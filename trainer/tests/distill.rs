@@ -43,7 +43,7 @@ fn a_student_for_another_camera() {
         "dims = [8, 8, 8, 12]\ndepths = [1, 1, 1, 1]\nbands = [\"B2\", \"b04\"]\ntile_size = 16\npatch_size = 8\n";
     std::fs::write(desk.path("camera.toml"), text).unwrap();
     desk.succeed(&format!(
-        "{DISTILL} --student @camera.toml --matryoshka 3,6 --band-dropout 0.2 --flips --epochs 10 --out @camera"
+        "{DISTILL} --student @camera.toml --matryoshka 3,6 --band-dropout 0.2 --flips --epochs 30 --out @camera"
     ));
     let card = Encoder::read(&desk.path("camera/encoder.safetensors")).unwrap().card;
     assert_eq!((card.band_names(), card.architecture.tile_size), (vec!["B2", "B4"], 16));
@@ -167,6 +167,51 @@ fn a_student_predicts_more_than_its_teacher() {
     refuse("--table @bad.csv --regress feature", &["feature", "no column may be named so"]);
     let output = desk.run(&format!("{} --epochs 1 --keep-space", start("x")));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be used with"));
+}
+
+#[test]
+fn a_student_for_the_integer_engine_also_after_a_death() {
+    let desk = desk_with_teacher();
+    desk.succeed(&format!("{DISTILL} --student @small.toml --epochs 4 --out @float"));
+    let start = |out: &str, more: &str| {
+        format!("{DISTILL} --init @float/encoder.safetensors --quantize-aware --epochs 6 --out @{out} {more}")
+    };
+    desk.succeed(&start("whole", ""));
+    let Encoder { card, tensors } = Encoder::read(&desk.path("whole/encoder.safetensors")).unwrap();
+    assert!(card.provenance.recipe.contains("--quantize-aware"), "{}", card.provenance.recipe);
+    for (name, tensor) in tensors.iter().filter(|(name, _)| name.starts_with("stages.")) {
+        let folded = |value: f32| assert!(tensor.data.iter().all(|v| *v == value), "{name} is not folded");
+        match name.rsplit_once("norm.").map_or(name.as_str(), |(_, part)| part) {
+            "weight" => folded(1.0),
+            "bias" => folded(0.0),
+            _ if name.ends_with("grn.beta") => folded(0.0),
+            // A kernel's weights are whole multiples of one 127th, or a little more, of the largest.
+            _ if name.ends_with("dwconv.weight") => {
+                for row in tensor.data.chunks_exact(49) {
+                    let mut levels: Vec<i64> = row.iter().map(|w| (w * 1e7) as i64).collect();
+                    levels.sort_unstable();
+                    levels.dedup();
+                    let least = levels.windows(2).map(|pair| pair[1] - pair[0]).min().unwrap_or(i64::MAX);
+                    let largest = levels.iter().map(|level| level.abs()).max().unwrap_or_default();
+                    assert!(least >= largest / 130, "{name}: {least} beside {largest}");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    let mut child = desk.command(&start("cut", "")).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let began = std::time::Instant::now();
+    while !desk.path("cut/checkpoint.safetensors").exists() {
+        assert!(began.elapsed().as_secs() < 60, "no checkpoint comes");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    desk.succeed(&start("cut", "--resume"));
+    let bytes = |run: &str| std::fs::read(desk.path(run).join("encoder.safetensors")).unwrap();
+    assert!(bytes("cut") == bytes("whole"));
+    desk.refuse(&format!("{DISTILL} --student @small.toml --quantize-aware --epochs 1 --out @x"), &["give --init"]);
 }
 
 #[test]

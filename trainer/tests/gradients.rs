@@ -166,7 +166,7 @@ fn encoders() {
         values.extend(names.iter().map(|name| random(&shapes[name], &mut rng)));
         compare(&format!("encoder {arch:?}"), &values, 1, |t| {
             let tensors: BTreeMap<String, Tensor> = names.iter().cloned().zip(t[1..].iter().cloned()).collect();
-            ops::encode(&t[0], &Params::from_tensors(tensors), &arch, &geometry)
+            ops::encode(&t[0], &Params::from_tensors(tensors), &arch, &geometry, None)
         });
     }
 }

@@ -3,17 +3,9 @@
 use std::collections::BTreeMap;
 
 use nadir_formats::Tiles;
+use nadir_formats::scales::Sampling;
 
 use crate::reference::{BlockTap, DownsampleTap, Observer, Reference, Tap};
-
-/// Samples kept of all tiles at one place, about, and the fewest of one tile. Too few miss the rare large values that decide a clip.
-const SAMPLES: usize = 1 << 20;
-const SAMPLES_OF_A_TILE: usize = 4096;
-/// Positions kept of all tiles at the input of a matrix product, about: several times the columns of the widest layer, or its
-/// covariance would say more than the tiles do.
-const ROWS: usize = 8192;
-/// Fewest positions of one tile.
-const ROWS_OF_A_TILE: usize = 16;
 
 /// What was seen at one place.
 #[derive(Clone, Debug, Default)]
@@ -34,10 +26,8 @@ pub struct Seen {
 #[derive(Clone, Debug, Default)]
 pub struct Calibration {
     seen: BTreeMap<Tap, Seen>,
-    /// Samples kept of one tile at one place.
-    samples: usize,
-    /// Positions kept of one tile at the input of a matrix product.
-    rows: usize,
+    /// What is kept of each tile.
+    sampling: Sampling,
     /// Padding of the initial convolution.
     padding: usize,
 }
@@ -48,10 +38,9 @@ impl Calibration {
     /// # Panics
     /// If the tiles do not have the encoder's shape.
     pub fn of(reference: &Reference, tiles: &Tiles) -> Self {
-        let samples = (SAMPLES / tiles.len().max(1)).max(SAMPLES_OF_A_TILE);
-        let rows = (ROWS / tiles.len().max(1)).max(ROWS_OF_A_TILE);
+        let sampling = Sampling::of(tiles.len());
         let padding = reference.architecture().initial_padding();
-        let empty = || Self { seen: BTreeMap::new(), samples, rows, padding };
+        let empty = || Self { seen: BTreeMap::new(), sampling, padding };
         let mut all = empty();
         for one in reference.observe_all(tiles, 1, empty) {
             for (tap, seen) in one.seen {
@@ -109,23 +98,21 @@ impl Observer for Calibration {
                 | Tap::Downsample { part: DownsampleTap::Normalised, .. }
                 | Tap::Block { part: BlockTap::Normalised | BlockTap::Hidden | BlockTap::GrnOutput, .. }
         );
-        let positions = values.len() / channels;
-        let is_row = matches!(tap, Tap::Block { part: BlockTap::Normalised | BlockTap::GrnOutput, .. });
-        let kept = (self.samples / channels).max(if is_row { self.rows } else { 1 });
-        let every = positions.div_ceil(kept);
-        for (position, values) in values.chunks_exact(channels).enumerate() {
+        for values in values.chunks_exact(channels) {
             for (largest, value) in seen.channel_largest.iter_mut().zip(values) {
                 *largest = largest.max(value.abs());
             }
-            // Every n-th position, but not always the same columns of a map whose width n divides.
-            if sampled && (position + position / every).is_multiple_of(every) {
-                seen.samples.extend(values.iter().map(|&v| v as f32));
+        }
+        if sampled {
+            let is_input = matches!(tap, Tap::Block { part: BlockTap::Normalised | BlockTap::GrnOutput, .. });
+            for position in self.sampling.positions(values.len() / channels, channels, is_input) {
+                seen.samples.extend(values[position * channels..][..channels].iter().map(|&v| v as f32));
             }
         }
         match tap {
-            Tap::Input => seen.patches = patches(values, channels, 3, 1, self.padding, self.rows),
+            Tap::Input => seen.patches = patches(values, channels, 3, 1, self.padding, self.sampling.rows),
             Tap::Downsample { part: DownsampleTap::Normalised, .. } => {
-                seen.patches = patches(values, channels, 2, 2, 0, self.rows);
+                seen.patches = patches(values, channels, 2, 2, 0, self.sampling.rows);
             }
             _ => {}
         }

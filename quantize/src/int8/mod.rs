@@ -19,6 +19,9 @@ use nadir::model::int8_layout::{
     INPUT_FRACTION_BITS, NORM_BITS, POOL_BITS, STEM_NORM_FRACTION_BITS, initial_segment, panels, stored,
 };
 use nadir::model::{Precision, STAGES};
+use nadir_formats::scales::{
+    BIAS_MAX, Balance, Ends, HEADROOM, I16_MAX, RowScales, calibration_tiles, clip, gelu_clip, gelu_table, value_scale,
+};
 use nadir_formats::{Encoder, Tiles};
 
 use crate::reference::{BlockTap, DownsampleTap, Reference, Tap};
@@ -28,23 +31,11 @@ use hessian::Inputs;
 use rounding::round_rows;
 use scale::*;
 
-/// Room above the largest value seen, for i16 values.
-const HEADROOM: f64 = 1.5;
-/// Largest bias in units of its accumulator. A channel with hardly any weights gets a coarser scale, so that its bias is not lost;
-/// and since the products of a layer sum to less than 1.3e9 (32 bands of i16, 9 taps), no accumulator overflows.
-const BIAS_MAX: f64 = (1u32 << 29) as f64;
-/// Largest i16.
-const I16_MAX: f64 = 32767.0;
-/// Largest multiplier to a GELU index: where it is reached, a 32nd of the unit of the index is lost at most.
-const INDEX_MULTIPLIER: f64 = 2048.0;
 /// Power of two of the head's gain.
 const HEAD_SHIFT: i32 = 24;
 
-/// The most tiles that calibrate; the samples of more would fill the memory without moving a scale.
-pub const MAX_CALIBRATION_TILES: usize = 512;
-
 /// A whole int8 `.nadir` file from float weights; `tiles` calibrate the scales, in the order of the encoder's bands. Of more than
-/// [`MAX_CALIBRATION_TILES`] that many are used, evenly spaced.
+/// [`MAX_CALIBRATION_TILES`](nadir_formats::scales::MAX_CALIBRATION_TILES) that many are used, evenly spaced.
 ///
 /// # Errors
 /// If the tiles do not have the encoder's shape.
@@ -56,9 +47,7 @@ pub fn convert(encoder: &Encoder, tiles: &Tiles) -> Result<Vec<u8>> {
         "calibration tiles have shape {:?}, the encoder takes [tiles, {bands}, {side}, {side}]",
         tiles.shape
     );
-    let used = tiles.len().min(MAX_CALIBRATION_TILES);
-    let picked: Vec<usize> = (0..used).map(|i| i * tiles.len() / used).collect();
-    let calibration = Calibration::of(&Reference::new(encoder), &tiles.pick(&picked));
+    let calibration = Calibration::of(&Reference::new(encoder), &tiles.pick(&calibration_tiles(tiles.len())));
     let mut conversion = Conversion { encoder, calibration, sections: Vec::new(), residual: 0.0 };
     conversion.stem();
     for stage in 0..STAGES {
@@ -92,39 +81,12 @@ struct Layer {
     shift: i32,
 }
 
-/// The scales on both sides of a layer, and the largest output seen of each channel.
-struct Ends<'a> {
-    input: f64,
-    output: f64,
-    /// Larger multipliers are more exact in themselves and coarser in what they multiply.
-    multiplier: f64,
-    largest: &'a [f64],
-}
-
 impl Layer {
     /// `weight` is `[outputs, columns]`, already folded.
     ///
-    /// A channel's weights get the finest scale for which its multiplier is an integer, its bias fits, and the largest output
-    /// seen, and half as much again, does not saturate on the way.
-    ///
     /// With `inputs` the weights are rounded for small errors in the outputs on them, and the bias takes up the mean of what is left.
-    fn new(weight: &[f64], columns: usize, bias: &[f64], ends: &Ends<'_>, inputs: Option<&Inputs>) -> Self {
-        let rows = weight.chunks_exact(columns);
-        let finest = rows.zip(bias).map(|(row, bias)| {
-            let largest = row.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-            (largest / 127.0).max(bias.abs() / (BIAS_MAX * ends.input))
-        });
-        let ratio: Vec<f64> = finest.map(|scale| scale * ends.input / ends.output).collect();
-        let largest = ratio.iter().fold(1e-30f64, |m, &r| m.max(r));
-        let shift = ((ends.multiplier / largest).log2().floor() as i32 - 15).clamp(0, 31);
-        let one = 2f64.powi(15 + shift);
-        let room = |seen: f64| seen / ends.output * HEADROOM * 2f64.powi(15) / I16_MAX;
-        let multiplier: Vec<f64> = ratio
-            .iter()
-            .zip(ends.largest)
-            .map(|(r, &seen)| (r * one).max(room(seen)).ceil().clamp(1.0, I16_MAX))
-            .collect();
-        let scale: Vec<f64> = multiplier.iter().map(|m| m / one * ends.output / ends.input).collect();
+    fn new(weight: &[f64], columns: usize, bias: &[f64], ends: &Ends, inputs: Option<&Inputs>) -> Self {
+        let RowScales { scale, multiplier, shift } = RowScales::of(weight, columns, bias, ends);
         let half = if shift > 0 { 2f64.powi(shift - 1) } else { 0.0 };
         let rounded = match inputs {
             Some(inputs) => round_rows(weight, columns, &scale, &inputs.hessian),
@@ -227,7 +189,7 @@ impl Conversion<'_> {
             self.tensor("initial_conv.0.weight").chunks_exact(9 * bands).flat_map(|row| transpose(row, 9)).collect();
         let seen = self.calibration.at(Tap::InitialConvolution);
         let initial_scale = value_scale(seen.largest);
-        let ends = Ends { input: unit, output: initial_scale, multiplier: I16_MAX, largest: &seen.channel_largest };
+        let ends = Ends::of_values(unit, initial_scale, &seen.channel_largest);
         let inputs = Inputs::fine(&self.calibration.at(Tap::Input).patches, 9 * bands, 16.0 * unit);
         let initial = Layer::new(&weight, 9 * bands, &self.tensor("initial_conv.0.bias"), &ends, Some(&inputs));
         let normalised = 2f64.powi(-(STEM_NORM_FRACTION_BITS as i32));
@@ -245,8 +207,7 @@ impl Conversion<'_> {
 
         let seen = self.calibration.at(Tap::StemConvolution);
         let stem_scale = value_scale(seen.largest);
-        let ends =
-            Ends { input: activation_scale, output: stem_scale, multiplier: I16_MAX, largest: &seen.channel_largest };
+        let ends = Ends::of_values(activation_scale, stem_scale, &seen.channel_largest);
         let stem = Layer::new(&self.tensor("stem.0.weight"), taps, &self.tensor("stem.0.bias"), &ends, None);
         let stem_norm = layer_norm(d0, stem_scale, normalised, arch.ln_eps);
         self.residual = self.residual_scale(0, Tap::StemNorm);
@@ -290,7 +251,7 @@ impl Conversion<'_> {
         let norm = layer_norm(before, self.residual, normalised, arch.ln_eps);
         let seen = self.calibration.at(tap(DownsampleTap::Output));
         let output = self.residual_scale(stage, tap(DownsampleTap::Output));
-        let ends = Ends { input: normalised, output, multiplier: I16_MAX, largest: &seen.channel_largest };
+        let ends = Ends::of_values(normalised, output, &seen.channel_largest);
         let inputs = Inputs::int8(&self.calibration.at(tap(DownsampleTap::Normalised)).patches, 4 * before, normalised);
         let layer = Layer::new(&weight, 4 * before, &bias, &ends, Some(&inputs));
         self.residual = output;
@@ -309,8 +270,7 @@ impl Conversion<'_> {
         let weight = self.tensor(&named("dwconv.weight"));
         let seen = self.calibration.at(tap(BlockTap::Depthwise));
         let depthwise_scale = value_scale(seen.largest);
-        let ends =
-            Ends { input: self.residual, output: depthwise_scale, multiplier: I16_MAX, largest: &seen.channel_largest };
+        let ends = Ends::of_values(self.residual, depthwise_scale, &seen.channel_largest);
         let depthwise = Layer::new(&weight, 49, &self.tensor(&named("dwconv.bias")), &ends, None);
         let normalised = clip(&self.calibration.at(tap(BlockTap::Normalised)).samples);
         let norm = layer_norm(channels, depthwise_scale, normalised, arch.ln_eps);
@@ -320,9 +280,7 @@ impl Conversion<'_> {
         self.fold(&named("norm"), &mut weight, channels, &mut bias);
         let (index_scale, zero_point) = gelu_clip(&self.calibration.at(tap(BlockTap::Hidden)).samples);
         let (table, activation) = gelu_table(index_scale, zero_point);
-        // An index beyond the table saturates, wherever it does.
-        let largest = vec![256.0 / HEADROOM * index_scale; wide_channels];
-        let ends = Ends { input: normalised, output: index_scale, multiplier: INDEX_MULTIPLIER, largest: &largest };
+        let ends = Ends::of_indices(normalised, index_scale, wide_channels);
         let inputs = Inputs::int8(&self.calibration.at(tap(BlockTap::Normalised)).samples, channels, normalised);
         let expand = Layer::new(&weight, channels, &bias, &ends, Some(&inputs));
 
@@ -336,18 +294,11 @@ impl Conversion<'_> {
         let outputs = self.calibration.at(tap(BlockTap::GrnOutput));
         let samples: Vec<f32> =
             outputs.samples.iter().enumerate().map(|(i, v)| v - beta[i % wide_channels] as f32).collect();
-        let mut balance = balance(&samples, &weight, wide_channels);
-        let balanced = |balance: &[f64]| -> Vec<f32> {
-            samples.iter().enumerate().map(|(i, v)| v / balance[i % wide_channels] as f32).collect()
-        };
-        let projected = clip(&balanced(&balance));
-        // The multiplier of a channel's calibrated norm takes at most half of an i16: room for larger norms than any seen.
         let norms = &self.calibration.at(tap(BlockTap::GrnNorm)).channel_largest;
-        let unit = activation / projected * 2f64.powi(15);
-        for ((balance, gamma), norm) in balance.iter_mut().zip(&gamma).zip(norms) {
-            *balance = balance.max(unit * (1.0f64).max((1.0 + gamma * norm).abs()) / (I16_MAX / 2.0));
-        }
-        let grn_gain: Vec<f64> = balance.iter().map(|b| unit / b).collect();
+        let Balance { divisors, scale: projected, unit } = Balance::of(&samples, &weight, &gamma, norms, activation);
+        let balanced: Vec<f32> =
+            samples.iter().enumerate().map(|(i, v)| v / divisors[i % wide_channels] as f32).collect();
+        let grn_gain: Vec<f64> = divisors.iter().map(|d| unit / d).collect();
         let mut grn_slope: Vec<i32> = grn_gain.iter().zip(&gamma).map(|(r, g)| to_i32(r * g)).collect();
         let mut grn_gain: Vec<i32> = grn_gain.into_iter().map(to_i32).collect();
         grn_slope.resize(4 * stored(channels), 0);
@@ -355,12 +306,11 @@ impl Conversion<'_> {
         let grn_epsilon =
             wide(wide_channels as f64 * f64::from(arch.grn_eps) / activation * 2f64.powi(NORM_BITS as i32));
         for row in weight.chunks_exact_mut(wide_channels) {
-            row.iter_mut().zip(&balance).for_each(|(w, b)| *w *= b);
+            row.iter_mut().zip(&divisors).for_each(|(w, d)| *w *= d);
         }
         let seen = self.calibration.at(tap(BlockTap::Pointwise2));
-        let ends =
-            Ends { input: projected, output: self.residual, multiplier: I16_MAX, largest: &seen.channel_largest };
-        let inputs = Inputs::int8(&balanced(&balance), wide_channels, projected);
+        let ends = Ends::of_values(projected, self.residual, &seen.channel_largest);
+        let inputs = Inputs::int8(&balanced, wide_channels, projected);
         let project = Layer::new(&weight, wide_channels, &bias, &ends, Some(&inputs));
 
         self.push_depthwise(&depthwise, 49);
@@ -394,11 +344,6 @@ fn dot(a: impl Iterator<Item = f64>, b: &[f64]) -> f64 {
     a.zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Scale of i16 values that may grow by [`HEADROOM`] above the `largest` seen.
-fn value_scale(largest: f64) -> f64 {
-    (largest * HEADROOM).max(1e-6) / I16_MAX
-}
-
 /// Gain, offset (with the rounding half) and shift of `(value * gain + offset) >> shift` from scale `input` to scale `output`: for
 /// values of 14 bits the sum stays within i32.
 fn affine(gain: &[f64], offset: &[f64], input: f64, output: f64) -> (Vec<i32>, Vec<i32>, i32) {
@@ -427,19 +372,6 @@ fn layer_normed(samples: &[f32], gain: &[f64], offset: &[f64], eps: f32) -> Vec<
         row.iter().enumerate().map(value).collect::<Vec<_>>()
     };
     samples.chunks_exact(gain.len()).flat_map(normed).collect()
-}
-
-/// Divisors for the input channels of `weight` `[outputs, columns]` that share the spread of values between inputs and weights: the
-/// square root of the ratio of their ranges, normalised to a geometric mean of 1.
-fn balance(samples: &[f32], weight: &[f64], columns: usize) -> Vec<f64> {
-    let mut inputs = vec![0.0f64; columns];
-    samples.iter().enumerate().for_each(|(i, v)| inputs[i % columns] = inputs[i % columns].max(f64::from(v.abs())));
-    let mut weights = vec![0.0f64; columns];
-    weight.iter().enumerate().for_each(|(i, w)| weights[i % columns] = weights[i % columns].max(w.abs()));
-    let ratio = |(&x, &w): (&f64, &f64)| if x > 0.0 && w > 0.0 { (x / w).sqrt() } else { 1.0 };
-    let ratios: Vec<f64> = inputs.iter().zip(&weights).map(ratio).collect();
-    let mean = (ratios.iter().map(|r| r.ln()).sum::<f64>() / columns as f64).exp();
-    ratios.iter().map(|r| (r / mean).clamp(1.0 / 16.0, 16.0)).collect()
 }
 
 #[cfg(test)]

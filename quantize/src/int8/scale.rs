@@ -1,8 +1,7 @@
-//! From real numbers to the integers of `docs/integer-arithmetic.md`: weights, multipliers, LayerNorm constants, clips.
+//! From real numbers to the integers of `docs/integer-arithmetic.md`: weights, multipliers, LayerNorm constants.
 
 use nadir::kernels::int8::{GROUP, PANEL};
-use nadir::model::int8_layout::{TABLE_MAX, panels};
-use rayon::prelude::*;
+use nadir::model::int8_layout::panels;
 
 /// `[rows, columns]` to `[columns, rows]`.
 pub fn transpose<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
@@ -53,81 +52,6 @@ pub fn layer_norm(channels: usize, input: f64, output: f64, eps: f32) -> [i32; 4
     [mantissa, exponent, low, high]
 }
 
-/// What the squared error of a clipped value counts, against that of a rounded one. Rounding errors differ from position to position and
-/// mostly vanish in the mean over the map; the values that a clip cuts off come together in a few tiles, always with the same sign, and
-/// turn the embeddings of those. On a random atto with 12 bands, calibrated on 32 tiles, 1 gave a mean cosine of 0.9984 and
-/// a least of 0.988, 8 gave 0.9993 and 0.998, 64 gave 0.9994 and 0.9986 (nearest rounding).
-const CLIPPED: f64 = 64.0;
-
-/// The scale of symmetric int8 with the least squared error over `samples`, that of clipped values counted 64-fold.
-pub fn clip(samples: &[f32]) -> f64 {
-    let largest = samples.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-    if largest == 0.0 {
-        return 1.0 / 127.0;
-    }
-    let error = |scale: f32| -> f64 {
-        let squared = |&v: &f32| {
-            let whole = (v / scale).round();
-            let kept = whole.clamp(-128.0, 127.0);
-            f64::from(v - kept * scale).powi(2) * if whole == kept { 1.0 } else { CLIPPED }
-        };
-        samples.iter().map(squared).sum()
-    };
-    best((6..=40).map(|i| largest * i as f32 / 40.0 / 127.0), error)
-}
-
-/// Samples that decide a GELU table's index.
-const MAX_GELU_SAMPLES: usize = 100_000;
-
-/// Scale and zero point of a GELU table's index with the least squared error after GELU: `real = (index - zero_point) * scale`.
-pub fn gelu_clip(samples: &[f32]) -> (f64, i32) {
-    let (low, high) = samples.iter().fold((-0.5f32, 0.5f32), |(l, h), &v| (l.min(v), h.max(v)));
-    let samples: Vec<f32> = samples.iter().step_by(samples.len().div_ceil(MAX_GELU_SAMPLES).max(1)).copied().collect();
-    let exact: Vec<f32> = samples.iter().map(|&v| gelu(f64::from(v)) as f32).collect();
-    let mut found = (f64::INFINITY, 1.0, 0);
-    for low in [-6.0f32, -5.0, -4.0, -3.5, -3.0, -2.5, -2.0].map(|clip| low.max(clip)) {
-        for step in 8..=24 {
-            let high = high * step as f32 / 24.0;
-            let scale = (high - low) / 255.0;
-            let zero_point = (-128.0 - low / scale).round().clamp(-128.0, 127.0);
-            let table: Vec<f32> =
-                (-128..128).map(|i| gelu(f64::from((i as f32 - zero_point) * scale)) as f32).collect();
-            let error: f64 = samples
-                .iter()
-                .zip(&exact)
-                .map(|(&v, &exact)| {
-                    let raw = (v / scale).round() + zero_point;
-                    let index = raw.clamp(-128.0, 127.0) as i32;
-                    f64::from(exact - table[(index + 128) as usize]).powi(2) * if raw > 127.0 { CLIPPED } else { 1.0 }
-                })
-                .sum();
-            if error < found.0 {
-                found = (error, f64::from(scale), zero_point as i32);
-            }
-        }
-    }
-    (found.1, found.2)
-}
-
-/// The GELU table for an index of `scale` and `zero_point`, and the scale of its i16 values.
-pub fn gelu_table(scale: f64, zero_point: i32) -> (Vec<i16>, f64) {
-    let values: Vec<f64> = (-128..128).map(|i| gelu(f64::from(i - zero_point) * scale)).collect();
-    let largest = values.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-    let unit = largest / f64::from(TABLE_MAX);
-    (values.iter().map(|v| (v / unit).round() as i16).collect(), unit)
-}
-
-/// Exact GELU.
-pub fn gelu(x: f64) -> f64 {
-    0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))
-}
-
-fn best(scales: impl Iterator<Item = f32>, error: impl Fn(f32) -> f64 + Sync) -> f64 {
-    let scales: Vec<f32> = scales.collect();
-    let candidates: Vec<(f64, f32)> = scales.into_par_iter().map(|scale| (error(scale), scale)).collect();
-    f64::from(candidates.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).map_or(1.0, |(_, scale)| scale))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,26 +82,5 @@ mod tests {
             weight.iter().map(|&w| i32::from(w)).sum::<i32>()
         );
         assert_eq!(pad(&[1, 2, 3, 4], 2, 3), [1, 2, 0, 3, 4, 0]);
-    }
-
-    #[test]
-    fn a_far_outlier_is_clipped() {
-        let mut samples: Vec<f32> = (0..1_000_000).map(|i| (i as f32 * 0.618).sin()).collect();
-        let plain = clip(&samples);
-        assert!((plain - 1.0 / 127.0).abs() < 1e-3 / 127.0);
-        samples.push(3.0);
-        assert!(clip(&samples) < 2.9 / 127.0);
-    }
-
-    #[test]
-    fn gelu_tables_are_exact_at_their_points() {
-        let samples: Vec<f32> = (0..1000).map(|i| i as f32 * 0.01 - 4.0).collect();
-        let (scale, zero_point) = gelu_clip(&samples);
-        let (table, unit) = gelu_table(scale, zero_point);
-        for &x in &samples {
-            let index = ((f64::from(x) / scale).round() as i32 + zero_point).clamp(-128, 127);
-            let error = (f64::from(table[(index + 128) as usize]) * unit - gelu(f64::from(x))).abs();
-            assert!(error < 0.6 * scale, "{x}: {error}");
-        }
     }
 }

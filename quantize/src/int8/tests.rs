@@ -2,8 +2,9 @@
 
 use nadir::model::{Architecture, Model, StemPadding};
 use nadir_formats::AlignedBytes;
+use nadir_formats::scales::{Ends, HEADROOM, I16_MAX, MAX_CALIBRATION_TILES};
 
-use super::{Ends, HEADROOM, I16_MAX, Layer, MAX_CALIBRATION_TILES, convert};
+use super::{Layer, convert};
 use crate::reference::Reference;
 use crate::testing::{random_encoder, random_tiles};
 
@@ -50,7 +51,7 @@ fn integers_follow_the_reference() {
 fn channels_without_weights_keep_their_bias() {
     let bias = [0.5, -0.5, 0.25, 0.0, 3.0];
     let largest = bias.map(f64::abs);
-    let ends = Ends { input: 0.01, output: 3.0 * HEADROOM / I16_MAX, multiplier: I16_MAX, largest: &largest };
+    let ends = Ends::of_values(0.01, 3.0 * HEADROOM / I16_MAX, &largest);
     let layer = Layer::new(&[1e-14, -1e-14, 0.0, 0.0, 0.5, 0.25, 0.0, 0.0, 1e-7, 0.0], 2, &bias, &ends, None);
     for (i, bias) in bias.into_iter().enumerate() {
         assert!(layer.bias[i].abs() <= 1 << 30);

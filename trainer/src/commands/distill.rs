@@ -20,6 +20,7 @@ use crate::data::{Sampler, Stream, fingerprint, generator, random_features};
 use crate::distill::{Distillation, Fit, Options, Pretext, Sight, Teacher, View, Weights, teacher_embeddings};
 use crate::encoder::Encoder;
 use crate::params::Init;
+use crate::quantization::Quantization;
 use crate::run::{Run, fit_norm, stop_on_signals, train};
 
 /// Distil a teacher into a smaller student
@@ -32,7 +33,9 @@ use crate::run::{Run, fit_norm, stop_on_signals, train};
 #[command(
     after_help = "Examples:\n  trainer distill --teacher zepto.safetensors --tiles tiles.npy --student yocto --epochs 20 \\\n    \
     --flips --out runs/yocto\n  trainer distill --teacher atto.safetensors --tiles tiles.npy --student camera.toml --epochs 20 \\\n    \
-    --student-bands B2,B3,B4,B8 --band-dropout 0.1 --matryoshka 32,64,128 --out runs/camera"
+    --student-bands B2,B3,B4,B8 --band-dropout 0.1 --matryoshka 32,64,128 --out runs/camera\n  trainer distill \
+    --teacher yocto.safetensors --init yocto.safetensors --keep-space --relation-weight 0 --tiles tiles.npy \\\n    --quantize-aware \
+    --epochs 6 --batch 16 --lr 2e-5 --weight-decay 0 --out runs/yocto-int8"
 )]
 pub struct Distill {
     /// The teacher
@@ -74,6 +77,11 @@ pub struct Distill {
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
     band_dropout: f64,
 
+    /// Round the student's weights and activations to eight bits while it learns, as `quantize convert --precision int8` will afterwards: for a
+    /// trained student (--init) at a small --lr, for instance 2e-5. On the CPU alone
+    #[arg(long)]
+    quantize_aware: bool,
+
     /// Symmetries (1 to 8) of a tile over which the teacher's embedding is averaged
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
     teacher_views: u8,
@@ -113,6 +121,11 @@ impl Distill {
     pub(super) fn run(self) -> Result<End> {
         ensure!(self.feature_weight + self.relation_weight > 0.0, "--feature-weight and --relation-weight are both 0");
         let device = self.device.open(None)?;
+        ensure!(
+            !self.quantize_aware || self.student.init.is_some(),
+            "--quantize-aware goes on with a trained student: give --init"
+        );
+        ensure!(!self.quantize_aware || device.is_cpu(), "--quantize-aware trains on the CPU: give --device cpu");
         let (teacher_card, teacher) = read_model(&self.teacher, &device)?;
         let (all, rows) = self.tiles.read()?;
         let count = all.len();
@@ -178,13 +191,23 @@ impl Distill {
         };
         let sight = Sight { tiles: &tiles, bands: &teacher_card.bands, view: &view };
         let pretext = Pretext { targets, weight: self.pretext_weight };
-        let distillation = Distillation::new(&student, sight, source, beside, options, pretext)?;
+        let mut distillation = Distillation::new(&student, sight, source, beside, options, pretext)?;
+        let mut quantization = None;
+        if self.quantize_aware {
+            // Before a checkpoint is read: a resumed run gets the scales with which it began.
+            let calibrated = Quantization::calibrate(&student, view.tiles(), view.bands())?;
+            distillation = distillation.quantized(calibrated.clone());
+            quantization = Some(calibrated);
+        }
         if self.student.init.is_some() && !self.keep_space && !run.checkpoint_path().exists() {
             distillation.fit_projection()?;
         }
         let mut sampler = Sampler::new(tiles.len(), self.schedule.batch as usize, seed, self.schedule.flips);
         let outcome = train(&run, &self.schedule.schedule(), &mut sampler, &distillation)?;
         end(&run, outcome, || {
+            if let Some(quantization) = quantization {
+                quantization.settle(&student, view.tiles(), view.bands())?;
+            }
             if self.keep_space {
                 return write_encoder_in(&run, &student, card, Some(&teacher_card.embedding_space));
             }
@@ -255,6 +278,7 @@ impl Distill {
             "matryoshka": self.matryoshka,
             "keep_space": self.keep_space,
             "band_dropout": self.band_dropout,
+            "quantize_aware": self.quantize_aware,
             "epochs": s.epochs,
             "batch": s.batch,
             "lr": s.lr,
@@ -296,6 +320,7 @@ impl Distill {
             self.student.init.is_none() && self.init_std != Init::FanIn,
             format!("--init-std {}", self.init_std.name()),
         );
+        option(self.quantize_aware, "--quantize-aware".into());
         option(self.random_features > 0, format!("--random-features {}", self.random_features));
         let table = self.table.recipe();
         option(!table.is_empty(), table.trim_start().to_owned());

@@ -4,16 +4,16 @@ mod compare;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use nadir_formats::{Matrix, read_integers};
 use serde_json::json;
 
 use super::labelled::LabelledArgs;
 use crate::chart;
-use crate::data::names;
-use crate::probe::compare::STRENGTHS;
-use crate::probe::{Confusion, Logistic, Split, Standardiser, nearest_neighbours};
+use crate::data::{Labels, names};
+use crate::probe::compare::{Kind, Score, Task};
+use crate::probe::{Confusion, Split};
 
 /// Measure how well classes can be read from embeddings
 ///
@@ -79,59 +79,30 @@ impl Probe {
         ensure!(raw.len() == e.rows, "{shown}: has {} labels for {} embeddings", raw.len(), e.rows);
         let split = self.data.read_split(e.rows)?;
 
-        let mut distinct = raw.clone();
-        distinct.sort_unstable();
-        distinct.dedup();
-        ensure!(distinct.len() > 1, "{shown}: all labels are {}", distinct[0]);
-        let labels: Vec<usize> = raw.iter().map(|l| distinct.binary_search(l).unwrap_or(0)).collect();
-        let names = match &self.data.names {
-            Some(list) => names("names", list)?,
-            None => distinct.iter().map(i64::to_string).collect(),
+        let names = self.data.names.as_deref().map(|list| names("names", list)).transpose()?;
+        let labels = Labels::classes(&raw, names.as_deref(), &shown.to_string())?;
+        let task = Task { labels: &labels, split: &split, k: self.k as usize, c: self.c };
+        let (neighbours, regression) = (task.probe(Kind::Knn, &e, 1.0, 1)?, task.probe(Kind::Logistic, &e, 1.0, 1)?);
+        let confusion = |score: &Score| score.confusion.clone().context("a probe of classes has a confusion matrix");
+        let neighbours = confusion(&neighbours)?;
+        let regression = Regression {
+            c: regression.c.unwrap_or(1.0),
+            validation: regression.validation,
+            gradient: regression.gradient.unwrap_or(0.0),
+            confusion: confusion(&regression)?,
         };
-        ensure!(names.len() == distinct.len(), "--names gives {} names for {} classes", names.len(), distinct.len());
-
-        let truth = || split.test.iter().map(|&i| labels[i]);
-        let predicted = nearest_neighbours(&e, &labels, &split.train, &split.test, self.k as usize);
-        let neighbours = Confusion::new(names.len(), truth(), &predicted);
-        let regression = self.regression(&e, &labels, &split, names.len());
+        let names = labels.names();
         if let Some(path) = &self.save_plot {
             let title = format!("Logistic regression: {:.1} % right", 100.0 * regression.confusion.accuracy());
-            let picture = chart::confusion(&regression.confusion, &names, &title);
+            let picture = chart::confusion(&regression.confusion, names, &title);
             nadir_formats::write_atomic(path, &picture.png()?)?;
         }
         if self.json {
-            println!("{}", self.object(&e, &split, &names, &neighbours, &regression));
+            println!("{}", self.object(&e, &split, names, &neighbours, &regression));
         } else {
-            self.table(&e, &split, &names, &neighbours, &regression);
+            self.table(&e, &split, names, &neighbours, &regression);
         }
         Ok(())
-    }
-
-    fn regression(&self, e: &Matrix, labels: &[usize], split: &Split, classes: usize) -> Regression {
-        let standardiser = Standardiser::fit(e, &split.train);
-        let [train, validation, test] =
-            [&split.train, &split.validation, &split.test].map(|rows| standardiser.apply(e, rows));
-        let of = |rows: &[usize]| rows.iter().map(|&i| labels[i]).collect::<Vec<_>>();
-        let strengths = match self.c {
-            Some(c) => vec![c],
-            None if split.validation.is_empty() => vec![1.0],
-            None => STRENGTHS.to_vec(),
-        };
-        let mut best: Option<(Option<f64>, f64, Logistic)> = None;
-        let mut last: Option<Logistic> = None;
-        for c in strengths {
-            let fit = Logistic::fit(&train, e.columns, &of(&split.train), classes, c, last.as_ref());
-            let accuracy = (!validation.is_empty())
-                .then(|| Confusion::new(classes, of(&split.validation), &fit.predict(&validation)).accuracy());
-            // Of equally good ones the strongest penalty stays.
-            if best.as_ref().is_none_or(|(before, ..)| accuracy > *before) {
-                best = Some((accuracy, c, fit.clone()));
-            }
-            last = Some(fit);
-        }
-        let (validation, c, fit) = best.unwrap_or_else(|| unreachable!("there is at least one strength"));
-        let confusion = Confusion::new(classes, of(&split.test), &fit.predict(&test));
-        Regression { c, validation, gradient: fit.gradient, confusion }
     }
 
     fn object(

@@ -101,8 +101,8 @@ impl Labels {
         }
     }
 
-    /// Classes from integers.
-    fn classes(raw: &[i64], names: Option<&[String]>, shown: &str) -> Result<Self> {
+    /// Classes from integers; `shown` is what errors call them.
+    pub(crate) fn classes(raw: &[i64], names: Option<&[String]>, shown: &str) -> Result<Self> {
         let mut distinct = raw.to_vec();
         distinct.sort_unstable();
         distinct.dedup();

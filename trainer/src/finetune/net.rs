@@ -123,7 +123,7 @@ impl Net {
         }
         let geometry = Geometry::new(a, x.dim(0)?, None)?;
         let rows = match dropped {
-            None => ops::encode(x, params, a, &geometry)?,
+            None => ops::encode(x, params, a, &geometry, None)?,
             Some(_) => {
                 let rows = ops::stem(x, &StemParams::of(params), &geometry, a.ln_eps)?;
                 stages(rows, params, a, &geometry, dropped)?.swap_remove(3)

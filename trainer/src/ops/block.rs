@@ -11,6 +11,7 @@ use super::kernels::{
     Padded, add_rows, add_to_rows, affine_rows, bias_gelu_rows, depthwise, depthwise_weight, dot_rows, gelu_rows,
     normalise_rows, normalise_rows_backward, response_rows_backward, scale_rows, stride, widen,
 };
+use super::rounding::{BlockRounding, rounded};
 
 /// See [`super::elementary::block`].
 pub struct Block {
@@ -24,10 +25,12 @@ pub struct Block {
     pub ln_eps: f32,
     /// Epsilon of Global Response Normalization.
     pub grn_eps: f32,
+    /// Where activations are rounded, if they are.
+    pub rounding: Option<BlockRounding>,
 }
 
 /// The block's parameters in their flat order; the depthwise weight as `[49, stride]`.
-struct Weights<'a> {
+pub(super) struct Weights<'a> {
     dw: Vec<f32>,
     /// The same with its taps backwards.
     dw_backwards: Vec<f32>,
@@ -35,7 +38,7 @@ struct Weights<'a> {
     norm: [&'a [f32]; 2],
     pw1: &'a [f32],
     pw1_bias: &'a [f32],
-    gamma: &'a [f32],
+    pub(super) gamma: &'a [f32],
     beta: &'a [f32],
     pw2: &'a [f32],
     pw2_bias: &'a [f32],
@@ -47,7 +50,7 @@ pub(super) fn lengths(d: usize) -> [usize; 10] {
 }
 
 impl<'a> Weights<'a> {
-    fn new(flat: &'a [f32], d: usize) -> Self {
+    pub(super) fn new(flat: &'a [f32], d: usize) -> Self {
         let [dw, dw_bias, norm, norm_bias, pw1, pw1_bias, gamma, beta, pw2, pw2_bias] = split(flat, lengths(d));
         let dw = widen(&swap_last(dw, [1, d, 49]), d);
         let dw_backwards = dw.chunks_exact(stride(d)).rev().flatten().copied().collect();
@@ -191,12 +194,12 @@ impl Block {
     }
 
     /// The norms of consecutive samples, or of the batch, from their sums of squares.
-    fn responses(&self, w: &Weights, squares: &[f32]) -> Vec<Response> {
+    pub(super) fn responses(&self, w: &Weights, squares: &[f32]) -> Vec<Response> {
         squares.chunks_exact(4 * self.channels).map(|s| Response::new(s, w.gamma, self.grn_eps)).collect()
     }
 
     /// Up to GELU: gives that, `[rows, 4d]`, and each sample's sums of its squares. Fills in what [`Layer::forward`] keeps.
-    fn to_wide(
+    pub(super) fn to_wide(
         &self,
         w: &Weights,
         first: usize,
@@ -206,23 +209,41 @@ impl Block {
         wide: &mut [f32],
     ) -> (Vec<f32>, Vec<f32>) {
         let (d, r, n) = (self.channels, self.grid.rows, scale.len());
-        let mut padded = Padded::new(self.grid.side, d);
-        let mut narrow = vec![0f32; n * d];
-        for (at, (unit, x)) in unit.chunks_exact_mut(r * d).zip(x.chunks_exact(r * d)).enumerate() {
-            let positions = self.grid.positions(first + at);
-            padded.fill(x, positions);
-            depthwise(unit, w.dw_bias, &padded, positions, &w.dw);
-        }
+        self.convolve(w, first, x, unit);
         normalise_rows(unit, scale, self.ln_eps);
-        affine_rows(&mut narrow, unit, w.norm[0], w.norm[1]);
+        let narrow = self.narrow(w, unit);
         multiply(wide, [n, 4 * d, d], rows(&narrow, d), transposed(w.pw1, d), false, false);
         let mut active = vec![0f32; n * 4 * d];
         let mut squares = vec![0f32; n / r * 4 * d];
         let samples = wide.chunks_exact_mut(r * 4 * d).zip(active.chunks_exact_mut(r * 4 * d));
         for ((wide, active), squares) in samples.zip(squares.chunks_exact_mut(4 * d)) {
             bias_gelu_rows(wide, active, w.pw1_bias, squares);
+            if let Some(rounding) = &self.rounding {
+                squares.fill(0.0);
+                let mut wide = rounded(Some(&rounding.hidden), wide).into_owned();
+                bias_gelu_rows(&mut wide, active, &vec![0.0; 4 * d], squares);
+            }
         }
         (active, squares)
+    }
+
+    /// The depthwise convolution of some samples.
+    pub(super) fn convolve(&self, w: &Weights, first: usize, x: &[f32], out: &mut [f32]) {
+        let (d, r) = (self.channels, self.grid.rows);
+        let mut padded = Padded::new(self.grid.side, d);
+        for (at, (out, x)) in out.chunks_exact_mut(r * d).zip(x.chunks_exact(r * d)).enumerate() {
+            let positions = self.grid.positions(first + at);
+            padded.fill(x, positions);
+            depthwise(out, w.dw_bias, &padded, positions, &w.dw);
+        }
+    }
+
+    /// What enters the first pointwise layer, from the normalised rows.
+    fn narrow(&self, w: &Weights, unit: &[f32]) -> Vec<f32> {
+        let mut narrow = vec![0f32; unit.len()];
+        let unit = rounded(self.rounding.as_ref().map(|r| &r.normalised), unit);
+        affine_rows(&mut narrow, &unit, w.norm[0], w.norm[1]);
+        narrow
     }
 
     /// From GELU on, to the output; `responses` are those of the group's samples, or the one of the batch.
@@ -230,6 +251,9 @@ impl Block {
         let (d, n) = (self.channels, x.len() / self.channels);
         for (active, response) in active.chunks_exact_mut(self.span(n)).zip(responses) {
             scale_rows(active, &response.factors, w.beta);
+        }
+        if let Some(rounding) = &self.rounding {
+            rounding.projected.round(active);
         }
         add_to_rows(out, x, w.pw2_bias);
         multiply(out, [n, d, 4 * d], rows(active, 4 * d), transposed(w.pw2, 4 * d), true, false);
@@ -248,16 +272,25 @@ impl Block {
         let [.., beta, pw2, pw2_bias] = split_mut(&mut flat, lengths(d));
         // GELU again, with its slope; `active` then passes through Global Response Normalization.
         let (mut gelu, mut slope) = (vec![0f32; n * c], vec![0f32; n * c]);
-        gelu_rows(&mut gelu, &mut slope, wide);
+        let hidden = self.rounding.as_ref().map(|r| &r.hidden);
+        gelu_rows(&mut gelu, &mut slope, &rounded(hidden, wide));
+        if let Some(hidden) = hidden {
+            hidden.cut(&mut slope, wide);
+        }
         let mut active = vec![0f32; n * c];
         let spans = active.chunks_exact_mut(self.span(n)).zip(gelu.chunks_exact(self.span(n)));
         for ((active, gelu), response) in spans.zip(responses) {
             affine_rows(active, gelu, &response.factors, w.beta);
         }
         add_rows(pw2_bias, g);
-        multiply(pw2, [d, c, n], transposed(g, d), rows(&active, c), false, false);
+        let projected = self.rounding.as_ref().map(|r| &r.projected);
+        multiply(pw2, [d, c, n], transposed(g, d), rows(&rounded(projected, &active), c), false, false);
+        let exact = projected.map(|projected| (projected, active.clone()));
         // From here on `active` holds the gradient of what it held.
         multiply(&mut active, [n, c, d], rows(g, d), rows(w.pw2, c), false, false);
+        if let Some((projected, exact)) = exact {
+            projected.cut(&mut active, &exact);
+        }
         let samples = active.chunks_exact(r * c).zip(gelu.chunks_exact(r * c));
         let dots = samples
             .map(|(active, gelu)| {
@@ -293,10 +326,12 @@ impl Block {
             response_rows_backward(active, gelu, slope, &response.factors, along, pw1_bias);
         }
 
-        let mut narrow = vec![0f32; n * d];
-        affine_rows(&mut narrow, unit, w.norm[0], w.norm[1]);
+        let mut narrow = self.narrow(w, unit);
         multiply(pw1, [c, d, n], transposed(&active, c), rows(&narrow, d), false, false);
         multiply(&mut narrow, [n, d, c], rows(&active, c), rows(w.pw1, d), false, false);
+        if let Some(rounding) = &self.rounding {
+            rounding.normalised.cut(&mut narrow, unit);
+        }
         normalise_rows_backward(&mut narrow, unit, scale, w.norm[0], norm, norm_bias);
         add_rows(dw_bias, &narrow);
         let (mut x_map, mut g_map) = (Padded::new(self.grid.side, d), Padded::new(self.grid.side, d));
@@ -317,15 +352,15 @@ impl Block {
 }
 
 /// Global Response Normalization over some positions as a factor per channel.
-struct Response {
+pub(super) struct Response {
     /// The norm of each channel.
     norm: Vec<f32>,
     /// That norm over the mean norm.
-    relative: Vec<f32>,
+    pub(super) relative: Vec<f32>,
     /// The mean norm plus epsilon.
     mean: f32,
     /// What each channel is multiplied by.
-    factors: Vec<f32>,
+    pub(super) factors: Vec<f32>,
 }
 
 impl Response {

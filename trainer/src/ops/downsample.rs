@@ -7,6 +7,7 @@ use super::fused::{group, split, split_mut, sum, swap_last};
 use super::gemm::{multiply, rows, transposed};
 use super::grid::Geometry;
 use super::kernels::{add_rows, affine_picked, normalise_rows, normalise_rows_backward};
+use super::rounding::{Steps, rounded};
 
 /// See [`super::elementary::downsample`].
 pub struct Downsample {
@@ -20,6 +21,8 @@ pub struct Downsample {
     pub after: usize,
     /// Epsilon of the LayerNorm.
     pub ln_eps: f32,
+    /// How the normalised rows are rounded, if they are.
+    pub rounding: Option<Steps>,
 }
 
 impl Downsample {
@@ -34,17 +37,19 @@ impl Downsample {
     }
 
     /// Normalised rows, their factors, and for each row after the affine maps of its four children side by side.
-    fn columns(&self, x: &[f32], first: usize, norm: [&[f32]; 2]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    pub(super) fn columns(&self, x: &[f32], first: usize, norm: [&[f32]; 2]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let (c, [fine, coarse, _]) = (self.before, self.sizes());
         let mut unit = x.to_vec();
         let mut scale = vec![0f32; x.len() / c];
         let samples = x.len() / (fine * c);
         let mut columns = vec![0f32; samples * coarse * 4 * c];
         normalise_rows(&mut unit, &mut scale, self.ln_eps);
+        let seen = rounded(self.rounding.as_ref(), &unit);
         for (at, columns) in columns.chunks_exact_mut(coarse * 4 * c).enumerate() {
             let children = self.geometry.children(self.stage, first + at);
-            affine_picked(columns, &unit[at * fine * c..], children, norm[0], norm[1]);
+            affine_picked(columns, &seen[at * fine * c..], children, norm[0], norm[1]);
         }
+        drop(seen);
         (unit, scale, columns)
     }
 }
@@ -99,6 +104,9 @@ impl Layer for Downsample {
                     for (child, column) in children.iter().zip(columns.chunks_exact(c)) {
                         x_grad[*child as usize * c..][..c].copy_from_slice(column);
                     }
+                }
+                if let Some(rounding) = &self.rounding {
+                    rounding.cut(x_grad, &unit);
                 }
                 add_rows(bias_grad, g);
                 normalise_rows_backward(x_grad, &unit, &scale, norm, norm_grad, norm_bias_grad);

@@ -15,6 +15,8 @@ pub mod grid;
 mod kernels;
 mod linear;
 mod losses;
+pub mod observe;
+pub mod rounding;
 mod stem;
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -22,6 +24,7 @@ use nadir::model::{Architecture, STAGES};
 
 use crate::params::Params;
 use grid::{Geometry, Grid};
+use rounding::Rounding;
 
 /// Over which positions Global Response Normalization takes a channel's norm.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -180,8 +183,18 @@ fn fuses(x: &Tensor) -> bool {
     }
 }
 
-/// The encoder's last map as rows, from tiles `[batch, bands, height, width]`.
-pub fn encode(x: &Tensor, params: &Params, architecture: &Architecture, geometry: &Geometry) -> Result<Tensor> {
+/// The encoder's last map as rows, from tiles `[batch, bands, height, width]`; on the host in f32 also with its activations
+/// rounded.
+pub fn encode(
+    x: &Tensor,
+    params: &Params,
+    architecture: &Architecture,
+    geometry: &Geometry,
+    rounding: Option<&Rounding>,
+) -> Result<Tensor> {
+    if rounding.is_some() && !(x.device().is_cpu() && fuses(x)) {
+        candle_core::bail!("activations are rounded on the CPU in F32 alone")
+    }
     let (ln_eps, grn_eps) = (architecture.ln_eps, architecture.grn_eps);
     let stem = StemParams::of(params);
     let downsamples = [0, 1, 2].map(|stage| DownsampleParams::of(params, stage));
@@ -201,19 +214,28 @@ pub fn encode(x: &Tensor, params: &Params, architecture: &Architecture, geometry
         return Ok(rows);
     }
     let blocks: Vec<Vec<BlockParams>> = (0..STAGES).map(|stage| of_stage(stage).collect()).collect();
-    let layer = stem::Stem { geometry: geometry.clone(), bands: x.dim(1)?, channels: architecture.dim(0), ln_eps };
+    let layer = stem::Stem {
+        geometry: geometry.clone(),
+        bands: x.dim(1)?,
+        channels: architecture.dim(0),
+        ln_eps,
+        rounding: rounding.map(|r| r.stem.clone()),
+    };
     let (mut layers, mut tensors): (Vec<Box<dyn chain::Layer>>, _) = (vec![Box::new(layer)], stem.all().to_vec());
     for stage in 0..STAGES {
         let channels = architecture.dim(stage);
         if stage > 0 {
             let (geometry, before) = (geometry.clone(), architecture.dim(stage - 1));
-            let layer = downsample::Downsample { geometry, stage: stage - 1, before, after: channels, ln_eps };
+            let rounding = rounding.map(|r| r.downsamples[stage - 1].clone());
+            let layer =
+                downsample::Downsample { geometry, stage: stage - 1, before, after: channels, ln_eps, rounding };
             layers.push(Box::new(layer));
             tensors.extend(downsamples[stage - 1].all());
         }
-        for params in &blocks[stage] {
+        for (at, params) in blocks[stage].iter().enumerate() {
             let grid = geometry.grids[stage].clone();
-            layers.push(Box::new(block::Block { grid, channels, grn: geometry.grn, ln_eps, grn_eps }));
+            let rounding = rounding.map(|r| r.blocks[stage][at].clone());
+            layers.push(Box::new(block::Block { grid, channels, grn: geometry.grn, ln_eps, grn_eps, rounding }));
             tensors.extend(params.all());
         }
     }
@@ -225,7 +247,13 @@ pub fn stem(x: &Tensor, p: &StemParams, geometry: &Geometry, ln_eps: f32) -> Res
     if !fuses(x) {
         return elementary::stem(x, p, geometry, ln_eps);
     }
-    let layer = stem::Stem { geometry: geometry.clone(), bands: x.dim(1)?, channels: p.conv_bias.dim(0)?, ln_eps };
+    let layer = stem::Stem {
+        geometry: geometry.clone(),
+        bands: x.dim(1)?,
+        channels: p.conv_bias.dim(0)?,
+        ln_eps,
+        rounding: None,
+    };
     chain::chain(x, vec![Box::new(layer)], &p.all())
 }
 
@@ -235,7 +263,7 @@ pub fn downsample(x: &Tensor, p: &DownsampleParams, geometry: &Geometry, stage: 
         return elementary::downsample(x, p, geometry, stage, ln_eps);
     }
     let (before, after) = (x.dim(1)?, p.bias.dim(0)?);
-    let layer = downsample::Downsample { geometry: geometry.clone(), stage, before, after, ln_eps };
+    let layer = downsample::Downsample { geometry: geometry.clone(), stage, before, after, ln_eps, rounding: None };
     chain::chain(x, vec![Box::new(layer)], &p.all())
 }
 
@@ -244,7 +272,7 @@ pub fn block(x: &Tensor, p: &BlockParams, grid: &Grid, grn: Grn, ln_eps: f32, gr
     if !fuses(x) {
         return elementary::block(x, p, grid, grn, ln_eps, grn_eps);
     }
-    let layer = block::Block { grid: grid.clone(), channels: x.dim(1)?, grn, ln_eps, grn_eps };
+    let layer = block::Block { grid: grid.clone(), channels: x.dim(1)?, grn, ln_eps, grn_eps, rounding: None };
     chain::chain(x, vec![Box::new(layer)], &p.all())
 }
 

@@ -7,6 +7,7 @@ use super::fused::{split, split_mut, sum, swap_last};
 use super::gemm::{multiply, rows, transposed};
 use super::grid::Geometry;
 use super::kernels::{add_rows, affine_rows, normalise_rows, normalise_rows_backward, stem_rows, stem_rows_backward};
+use super::rounding::Steps;
 
 /// See [`super::elementary::stem`]. The tiles get no gradient.
 pub struct Stem {
@@ -18,15 +19,17 @@ pub struct Stem {
     pub channels: usize,
     /// Epsilon of both LayerNorms.
     pub ln_eps: f32,
+    /// How what enters GELU is rounded, if it is.
+    pub rounding: Option<Steps>,
 }
 
 /// The parameters, the weights with their taps outermost: `[9 * bands]` per channel as (tap, band), and `[k * k, d]`.
-struct Weights<'a> {
+pub(super) struct Weights<'a> {
     conv: Vec<f32>,
     conv_bias: &'a [f32],
-    norm1: [&'a [f32]; 2],
-    stem: Vec<f32>,
-    stem_bias: &'a [f32],
+    pub(super) norm1: [&'a [f32]; 2],
+    pub(super) stem: Vec<f32>,
+    pub(super) stem_bias: &'a [f32],
     norm2: [&'a [f32]; 2],
 }
 
@@ -54,7 +57,7 @@ impl Stem {
         [d * self.bands * 9, d, d, d, d * taps, d, d, d]
     }
 
-    fn weights<'a>(&self, flat: &'a [f32]) -> Weights<'a> {
+    pub(super) fn weights<'a>(&self, flat: &'a [f32]) -> Weights<'a> {
         let (d, taps) = (self.channels, self.geometry.stride * self.geometry.stride);
         let [conv, conv_bias, norm1, norm1_bias, stem, stem_bias, norm2, norm2_bias] = split(flat, self.lengths());
         Weights {
@@ -92,8 +95,8 @@ impl Stem {
         out
     }
 
-    /// All intermediate values of `tile`.
-    fn sample(&self, w: &Weights, tile: &[f32], sample: usize) -> Sample {
+    /// What the initial convolution sees, which sites exist, and what it gives, `[sites, d]`.
+    pub(super) fn first_sites(&self, w: &Weights, tile: &[f32], sample: usize) -> (Vec<f32>, Vec<bool>, Vec<f32>) {
         let (g, d, bands) = (&self.geometry, self.channels, self.bands);
         let (grid, k) = (&g.grids[0], g.stride);
         let (width, line) = ((g.tile + 2) * bands, 3 * bands);
@@ -118,15 +121,34 @@ impl Stem {
                 exists.push(inside);
             }
         }
-        let mut unit1 = vec![0f32; sites * d];
-        unit1.chunks_exact_mut(d).for_each(|row| row.copy_from_slice(w.conv_bias));
+        let mut out = vec![0f32; sites * d];
+        out.chunks_exact_mut(d).for_each(|row| row.copy_from_slice(w.conv_bias));
         let sides = [sites, d, 9 * bands];
-        multiply(&mut unit1, sides, rows(&columns, 9 * bands), transposed(&w.conv, 9 * bands), true, false);
+        multiply(&mut out, sides, rows(&columns, 9 * bands), transposed(&w.conv, 9 * bands), true, false);
+        (columns, exists, out)
+    }
+
+    /// All intermediate values of `tile`.
+    fn sample(&self, w: &Weights, tile: &[f32], sample: usize) -> Sample {
+        let (grid, d) = (&self.geometry.grids[0], self.channels);
+        let (columns, exists, mut unit1) = self.first_sites(w, tile, sample);
+        let sites = exists.len();
         let (mut scale1, mut slope) = (vec![0f32; sites], vec![0f32; sites * d]);
         normalise_rows(&mut unit1, &mut scale1, self.ln_eps);
-        let mut active = unit1.clone();
         let (mut unit2, mut scale2) = (vec![0f32; grid.rows * d], vec![0f32; grid.rows]);
-        stem_rows(&mut active, &mut slope, &mut unit2, &exists, w.norm1, &w.stem, w.stem_bias);
+        let mut active;
+        if let Some(steps) = &self.rounding {
+            let mut exact = vec![0f32; sites * d];
+            affine_rows(&mut exact, &unit1, w.norm1[0], w.norm1[1]);
+            active = exact.clone();
+            steps.round(&mut active);
+            let (ones, zeros) = (vec![1.0; d], vec![0.0; d]);
+            stem_rows(&mut active, &mut slope, &mut unit2, &exists, [&ones, &zeros], &w.stem, w.stem_bias);
+            steps.cut(&mut slope, &exact);
+        } else {
+            active = unit1.clone();
+            stem_rows(&mut active, &mut slope, &mut unit2, &exists, w.norm1, &w.stem, w.stem_bias);
+        }
         normalise_rows(&mut unit2, &mut scale2, self.ln_eps);
         Sample { columns, exists, unit1, scale1, active, slope, unit2, scale2 }
     }

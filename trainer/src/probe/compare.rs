@@ -17,7 +17,7 @@ use crate::finetune::fit::{Examples, fit};
 use crate::finetune::net::{Net, Trained};
 
 /// The strengths of the penalty that validation chooses among, weakest fit first.
-pub const STRENGTHS: [f64; 5] = [0.001, 0.01, 0.1, 1.0, 10.0];
+const STRENGTHS: [f64; 5] = [0.001, 0.01, 0.1, 1.0, 10.0];
 
 /// A way to read labels from features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
@@ -44,7 +44,7 @@ pub struct Task<'a> {
 }
 
 /// How good one probe of one set of labels is.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Score {
     /// Accuracy, or micro F1 at a threshold of one half.
     pub score: f64,
@@ -58,6 +58,12 @@ pub struct Score {
     /// The strength that was chosen, of the logistic regression only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub c: Option<f64>,
+    /// The score on the validation split by which it was chosen, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<f64>,
+    /// The norm of what is left of the gradient, of the logistic regression of one class a tile only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gradient: Option<f64>,
     /// Hits and misses, of one class a tile only.
     #[serde(skip)]
     pub confusion: Option<Confusion>,
@@ -78,17 +84,15 @@ impl Task<'_> {
     pub fn probe(&self, kind: Kind, e: &Matrix, share: f64, seed: u64) -> Result<Score> {
         let train = share_of_labels(self.labels, &self.split.train, share, seed);
         let test = &self.split.test;
-        let (said, c) = match (kind, self.labels) {
-            (Kind::Knn, Labels::Classes { of, .. }) => {
-                (Said::Classes(nearest_neighbours(e, of, &train, test, self.k)), None)
-            }
+        let said = match (kind, self.labels) {
+            (Kind::Knn, Labels::Classes { of, .. }) => Said::Classes(nearest_neighbours(e, of, &train, test, self.k)),
             (Kind::Knn, Labels::Multi { of, names }) => {
-                (Said::Scores(neighbour_shares(e, of, names.len(), &train, test, self.k), 0.5), None)
+                Said::Scores(neighbour_shares(e, of, names.len(), &train, test, self.k), 0.5)
             }
-            (Kind::Logistic, _) => self.logistic(e, &train)?,
+            (Kind::Logistic, _) => return self.logistic(e, &train, seed),
             _ => bail!("{} are not for this probe", self.labels.described()),
         };
-        Ok(self.judge(said, test, c, seed, train.len()))
+        Ok(self.judge(said, test, seed, train.len()))
     }
 
     /// MMEarth's linear probe of `encoder`, whose weights stay as they are.
@@ -112,11 +116,11 @@ impl Task<'_> {
             Labels::Multi { .. } => Said::Scores(logits.iter().map(|v| f64::from(*v)).collect(), 0.0),
             _ => Said::Classes(logits.chunks_exact(self.labels.outputs()).map(greatest).collect()),
         };
-        Ok(self.judge(said, &self.split.test, None, seed, train.len()))
+        Ok(self.judge(said, &self.split.test, seed, train.len()))
     }
 
-    /// What the logistic regression says, and its strength.
-    fn logistic(&self, e: &Matrix, train: &[usize]) -> Result<(Said, Option<f64>)> {
+    /// The logistic regression.
+    fn logistic(&self, e: &Matrix, train: &[usize], seed: u64) -> Result<Score> {
         let standardiser = Standardiser::fit(e, train);
         let [x, validation, test] =
             [train, &self.split.validation, &self.split.test].map(|rows| standardiser.apply(e, rows));
@@ -126,7 +130,7 @@ impl Task<'_> {
             None => STRENGTHS.to_vec(),
         };
         let classes = self.labels.outputs();
-        let mut best: Option<(f64, f64, Said)> = None;
+        let mut best: Option<(Option<f64>, f64, Option<f64>, Said)> = None;
         let (mut last, mut last_each) = (None, None);
         for c in strengths {
             let say = |x: &[f64], one: &Option<Logistic>, each: &Option<LogisticEach>| match (one, each) {
@@ -146,19 +150,21 @@ impl Task<'_> {
                 other => bail!("{} are not for this probe", other.described()),
             }
             let said = say(&validation, &last, &last_each);
-            let score = self.judge(said, &self.split.validation, None, 0, 0).score;
+            let score = (!validation.is_empty()).then(|| self.judge(said, &self.split.validation, seed, 0).score);
             // Of equally good ones the strongest penalty stays.
             if best.as_ref().is_none_or(|(before, ..)| score > *before) {
-                best = Some((score, c, say(&test, &last, &last_each)));
+                let gradient = last.as_ref().map(|fit| fit.gradient);
+                best = Some((score, c, gradient, say(&test, &last, &last_each)));
             }
         }
-        let (_, c, said) = best.unwrap_or_else(|| unreachable!("there is at least one strength"));
-        Ok((said, Some(c)))
+        let (validation, c, gradient, said) = best.unwrap_or_else(|| unreachable!("there is at least one strength"));
+        let score = self.judge(said, &self.split.test, seed, train.len());
+        Ok(Score { c: Some(c), validation, gradient, ..score })
     }
 
     /// Compares what is said of the tiles `rows` with their labels.
-    fn judge(&self, said: Said, rows: &[usize], c: Option<f64>, seed: u64, trained: usize) -> Score {
-        let mut score = Score { score: 0.0, average_precision: None, seed, rows: trained, c, confusion: None };
+    fn judge(&self, said: Said, rows: &[usize], seed: u64, trained: usize) -> Score {
+        let mut score = Score { seed, rows: trained, ..Score::default() };
         match (said, self.labels) {
             (Said::Classes(predicted), Labels::Classes { of, names }) => {
                 let confusion = Confusion::new(names.len(), rows.iter().map(|i| of[*i]), &predicted);

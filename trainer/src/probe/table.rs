@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_table_is_markdown() {
-        let score = |score, seed| Score { score, average_precision: None, seed, rows: 3, c: None, confusion: None };
+        let score = |score, seed| Score { score, seed, rows: 3, ..Score::default() };
         let knn = [("1".to_owned(), vec![score(0.5, 1), score(0.6, 2)]), ("100".to_owned(), vec![score(0.8, 1)])];
         let rows = [Row {
             name: "zepto".into(),

@@ -211,7 +211,7 @@ fn blocks() {
     for (grid, d) in grids {
         for grn in [Grn::Sample, Grn::Batch] {
             let n = grid.batch * grid.rows;
-            let layer = Block { grid: grid.clone(), channels: d, grn, ln_eps: EPS, grn_eps: EPS };
+            let layer = Block { grid: grid.clone(), channels: d, grn, ln_eps: EPS, grn_eps: EPS, rounding: None };
             let what = format!("block of {d} channels, side {}, {} rows, {grn:?}", grid.side, grid.rows);
             check(&what, &layer, Some(&layer), &block_shapes(d), &[n, d], n * d, |t| {
                 let p = |i: usize| t[i].clone();
@@ -250,7 +250,7 @@ fn stems_and_downsampling() {
         let geometry = Geometry::new(&a, 2, mask.as_ref()).unwrap();
         let (bands, d, k, size) = (3, 5, geometry.stride, usize::from(tile_size));
         let what = format!("{size}/{patch_size} {stem_padding:?}");
-        let layer = Stem { geometry: geometry.clone(), bands, channels: d, ln_eps: EPS };
+        let layer = Stem { geometry: geometry.clone(), bands, channels: d, ln_eps: EPS, rounding: None };
         let shapes: Vec<Vec<usize>> =
             vec![vec![d, bands, 3, 3], vec![d], vec![d], vec![d], vec![d, 1, k, k], vec![d], vec![d], vec![d]];
         let rows = |stage: usize| geometry.grids[stage].batch * geometry.grids[stage].rows;
@@ -271,7 +271,7 @@ fn stems_and_downsampling() {
         });
         for stage in 0..3 {
             let (before, after) = (6, 35);
-            let layer = Downsample { geometry: geometry.clone(), stage, before, after, ln_eps: EPS };
+            let layer = Downsample { geometry: geometry.clone(), stage, before, after, ln_eps: EPS, rounding: None };
             let shapes: Vec<Vec<usize>> = vec![vec![before], vec![before], vec![after, before, 2, 2], vec![after]];
             let x_shape = [rows(stage), before];
             let what = format!("downsampling {stage} {what}");
