@@ -59,7 +59,8 @@ fn main() -> Result<()> {
         let shape = match task.kind {
             TaskKind::PixelRegression { channels: n, .. } => vec![batch, n, SIDE, SIDE],
             TaskKind::PixelClassification { .. } => vec![batch, SIDE, SIDE],
-            TaskKind::ImageRegression { width: n } | TaskKind::EmbeddingRegression { width: n } => vec![batch, n],
+            TaskKind::ImageRegression { width: n } => vec![batch, n],
+            TaskKind::EmbeddingRegression { .. } => unreachable!("none of MMEarth's tasks"),
             TaskKind::ImageClassification { .. } => vec![batch],
         };
         Ok(match task.kind {

@@ -46,9 +46,8 @@ fn target(kind: TaskKind, batch: usize, rng: &mut StdRng) -> Result<Target> {
     };
     Ok(match kind {
         TaskKind::PixelRegression { channels, .. } => Target::Values(values(&[batch, channels, SIDE, SIDE])?),
-        TaskKind::ImageRegression { width } | TaskKind::EmbeddingRegression { width } => {
-            Target::Values(values(&[batch, width])?)
-        }
+        TaskKind::ImageRegression { width } => Target::Values(values(&[batch, width])?),
+        TaskKind::EmbeddingRegression { .. } => unreachable!("none of MMEarth's tasks"),
         TaskKind::PixelClassification { classes: n } => Target::Classes(classes(&[batch, SIDE, SIDE], n)?),
         TaskKind::ImageClassification { classes: n } => Target::Classes(classes(&[batch], n)?),
     })

@@ -16,7 +16,8 @@ resume() { [ ! -d "$1" ] || echo --resume; }
 
 # shellcheck disable=SC2046
 "$trainer" pretrain \
-  --tiles "$data/l2a-tiles.npy" --bands $bands --unit "reflectance x 10000" --no-data 0 --data-name "$described" \
+  --tiles "$data/l2a-tiles.npy" --split "$data/l2a-split.npy" --use 0,1 --bands $bands --unit "reflectance x 10000" --no-data 0 \
+  --data-name "$described" \
   --name zepto-s2 --size zepto --patch 16 \
   --epochs "${EPOCHS:-40}" --batch 64 --lr 2e-3 --warmup 2 --decoder-dim 128 --flips --seed 1 \
   --contrast 1 --jitter 0.3 \
@@ -25,7 +26,7 @@ resume() { [ ! -d "$1" ] || echo --resume; }
 # shellcheck disable=SC2046
 "$trainer" distill \
   --teacher "$out/masked/encoder.safetensors" --init "$out/masked/encoder.safetensors" --teacher-views 8 --random-features 64 \
-  --tiles "$data/l2a-tiles.npy" --bands $bands --data-name "$described" --name zepto-s2 \
+  --tiles "$data/l2a-tiles.npy" --split "$data/l2a-split.npy" --use 0,1 --bands $bands --data-name "$described" --name zepto-s2 \
   --epochs "${WHOLE_EPOCHS:-20}" --batch 64 --lr 2e-3 --warmup 1 --relation-weight 1 --flips --seed 1 \
   --out "$out/whole" $(resume "$out/whole")
 

@@ -172,13 +172,6 @@ impl<'a> Distillation<'a> {
                 arrays.insert(format!("{name}.bias"), bias);
             }
         }
-        for target in &pretext.targets {
-            ensure!(
-                !target.name.starts_with("feature") && !target.name.starts_with("relation"),
-                "{} is the name of a loss of distillation: no column may be named so",
-                target.name
-            );
-        }
         let mut random = generator(options.seed, Stream::Projection, 1);
         arrays.extend(fresh(&pretext.shapes(own), Init::Small, |_| false, &mut random));
         let mut params = Params::from_arrays(&arrays, device)?;
@@ -236,7 +229,8 @@ impl<'a> Distillation<'a> {
         };
         let wanted = raw.broadcast_sub(&self.mean)?.broadcast_mul(&self.reciprocal)?;
         let Some(beside) = &self.beside else { return Ok(wanted) };
-        let scale = (self.std.len() as f64 / beside.columns as f64).sqrt();
+        let varying = self.std.iter().filter(|std| **std > FLAT).count();
+        let scale = (varying as f64 / beside.columns as f64).sqrt();
         Ok(Tensor::cat(&[wanted, (rows_of(beside)? * scale)?], 1)?)
     }
 }
@@ -285,7 +279,7 @@ impl Objective for Distillation<'_> {
         let rows: Vec<usize> = draws.iter().map(|(tile, _)| *tile).collect();
         let (pretext, more) = self.pretext.loss(&embedding, &rows, &self.params)?;
         if let Some(pretext) = pretext {
-            total = (total + (pretext * self.pretext.weight)?)?;
+            total = (total + (pretext * self.pretext.weight())?)?;
         }
         tasks.extend(more);
         Ok(Losses { total, tasks })
@@ -359,5 +353,51 @@ mod tests {
             let variance: f32 = z.iter().map(|r| r[d] * r[d]).sum::<f32>() / 3.0;
             assert!(mean.abs() < 1e-6 && (variance - 1.0).abs() < 1e-4);
         }
+    }
+
+    #[test]
+    fn what_is_told_beside_counts_as_much_as_the_teacher() {
+        let n = 50;
+        let architecture = nadir::model::Architecture {
+            dims: [4; 4],
+            depths: [1; 4],
+            ..nadir::model::Architecture::named("yocto", 16, 8).unwrap()
+        };
+        let tiles = Tiles { shape: [n, 1, 16, 16], pixels: nadir_formats::Pixels::U8(vec![0; n * 256]) };
+        let bands =
+            [BandCard { name: "B4".into(), unit: "1".into(), mean: 0.0, std: 1.0, no_data: None, saturation: None }];
+        let student = Encoder::init(&architecture, 1, &mut generator(1, Stream::Weights, 0), &Device::Cpu).unwrap();
+        let view = View::new(&tiles, &bands, &bands, 16, Fit::Resize).unwrap();
+        let value = |i: usize, seed: usize| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.5 - 1.0;
+        // Six dimensions of the teacher, of which one says nothing.
+        let mut teacher = Matrix { rows: n, columns: 6, data: (0..n * 6).map(|i| 5.0 * value(i, 1) + 3.0).collect() };
+        (0..n).for_each(|row| teacher.data[row * 6 + 2] = 1.5);
+        let mut beside = Matrix { rows: n, columns: 2, data: (0..n * 2).map(|i| value(i, 2)).collect() };
+        let (mean, std) = column_statistics(&beside);
+        beside.data.iter_mut().enumerate().for_each(|(i, v)| *v = ((f64::from(*v) - mean[i % 2]) / std[i % 2]) as f32);
+        let options = Options {
+            weights: Weights { feature: 1.0, relation: 1.0 },
+            prefixes: Vec::new(),
+            keep_space: false,
+            band_dropout: 0.0,
+            seed: 1,
+        };
+        let sight = || Sight { tiles: &tiles, bands: &bands, view: &view };
+        let pretext = || Pretext::new(Vec::new(), 1.0).unwrap();
+        let of = |beside, options: &Options| {
+            Distillation::new(&student, sight(), Teacher::Cached(teacher.clone()), beside, options.clone(), pretext())
+        };
+        let distillation = of(Some(beside.clone()), &options).unwrap();
+        let draws: Vec<_> = (0..n).map(|i| (i, 0)).collect();
+        let wanted = distillation.wanted(&draws).unwrap();
+        assert_eq!(wanted.dims(), [n, 8]);
+        let squares: Vec<f32> = wanted.sqr().unwrap().mean(0).unwrap().to_vec1().unwrap();
+        let (teacher_part, beside_part) = (squares[..6].iter().sum::<f32>(), squares[6..].iter().sum::<f32>());
+        assert!((teacher_part - 5.0).abs() < 1e-3 && (beside_part - 5.0).abs() < 1e-3, "{squares:?}");
+        beside.rows -= 1;
+        assert!(of(Some(beside.clone()), &options).err().unwrap().to_string().contains("49 rows beside"));
+        beside.rows += 1;
+        let kept = Options { keep_space: true, ..options };
+        assert!(of(Some(beside), &kept).is_err());
     }
 }

@@ -191,3 +191,25 @@ fn weigh_patches(rows: &mut [f32], width: usize, normalise: bool) -> (Vec<f32>, 
     weights.iter_mut().for_each(|w| *w *= scale);
     (weights, patches)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_of_visible_patches_are_averaged() {
+        let mask = Mask::from_visible(2, &[vec![0, 3], vec![1, 2]]).unwrap();
+        let task = Task { name: "features".into(), kind: TaskKind::EmbeddingRegression { width: 2 } };
+        let maps: Vec<f32> = (0..16).map(|i| (i * i) as f32).collect();
+        let target = |shape: &[usize]| Target::Values(Tensor::from_vec(maps.clone(), shape, &Device::Cpu).unwrap());
+        let truth = Truth::new(&task, &target(&[2, 2, 2, 2]), &mask, 8, &Device::Cpu).unwrap();
+        assert_eq!(truth.known(), 4);
+        // Maps of 4 patches: 0 1 4 9, 16 25 36 49; 64 81 100 121, 144 169 196 225.
+        let means = [(0.0 + 9.0) / 2.0, (16.0 + 49.0) / 2.0, (81.0 + 100.0) / 2.0, (169.0 + 196.0) / 2.0];
+        let prediction = |by: f32| Tensor::from_vec(means.map(|m| m + by).to_vec(), (2, 2), &Device::Cpu);
+        let loss = |by: f32| truth.loss(|| prediction(by)).unwrap().unwrap().to_scalar::<f32>().unwrap();
+        assert_eq!(loss(0.0), 0.0);
+        assert!((loss(3.0) - 9.0).abs() < 1e-5);
+        assert!(Truth::new(&task, &target(&[4, 4]), &mask, 8, &Device::Cpu).is_err());
+    }
+}

@@ -161,6 +161,8 @@ fn a_student_predicts_more_than_its_teacher() {
     };
     refuse("--table @table.csv --regress depth", &["table.csv", "depth"]);
     refuse("--table @none.csv --regress height", &["none.csv"]);
+    refuse("--table @table.csv", &["--table: name columns"]);
+    refuse("--table @table.csv --geolocation lat,lon --regress lat", &["table.csv: two tasks are named lat"]);
     refuse("--random-features 97", &["97 random features: must be 1 to 96"]);
     let table = std::fs::read_to_string(desk.path("table.csv")).unwrap().replace("lat,lon,height", "lat,lon,feature");
     std::fs::write(desk.path("bad.csv"), table).unwrap();

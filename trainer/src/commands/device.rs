@@ -11,8 +11,8 @@ use crate::parallel::Place;
 /// The device.
 #[derive(Debug, Args)]
 pub struct DeviceArgs {
-    /// Where to compute: cpu, cuda (of several processes each takes the GPU of its number) or cuda:N [default: cuda if
-    /// this program is built for it and there is a GPU, otherwise cpu]
+    /// Where to compute: cpu, cuda or cuda:N [default: cuda if this program is built for it and there is a GPU, otherwise cpu]; of several
+    /// processes of a pretraining each takes the GPU of its number
     #[arg(long, value_name = "DEVICE")]
     device: Option<Named>,
 }

@@ -16,7 +16,7 @@ use super::{
     End, ScheduleArgs, TilesArgs, already_finished, end, extend, fit_tiles, not_negative, provenance, read_model,
     write_encoder, write_encoder_in,
 };
-use crate::data::{Sampler, Stream, fingerprint, generator, random_features};
+use crate::data::{RandomFeatures, Sampler, Stream, fingerprint, generator, random_features};
 use crate::distill::{Distillation, Fit, Options, Pretext, Sight, Teacher, View, Weights, teacher_embeddings};
 use crate::encoder::Encoder;
 use crate::params::Init;
@@ -103,7 +103,7 @@ pub struct Distill {
     random_features: usize,
 
     /// Weight of the mean loss of the table's columns
-    #[arg(long, default_value_t = 1.0, value_name = "WEIGHT", value_parser = not_negative)]
+    #[arg(long, default_value_t = 1.0, value_name = "WEIGHT", value_parser = not_negative, requires = "table")]
     pretext_weight: f64,
 
     #[command(flatten)]
@@ -161,7 +161,11 @@ impl Distill {
         if let Err(reason) = card.validate() {
             bail!("{reason}");
         }
-        let targets = self.table.targets(count, &rows)?;
+        let pretext = Pretext::new(self.table.targets(count, &rows)?, self.pretext_weight)?;
+        if self.random_features > 0 {
+            let side = tiles.shape[2];
+            RandomFeatures::check(tiles.len(), side, side, self.random_features).context("--random-features")?;
+        }
         let settings = self.settings(&card, &teacher_card, &pixels, plan.fit);
         let run = self.schedule.open(&settings)?;
         if already_finished(&run) {
@@ -190,7 +194,6 @@ impl Distill {
             }
         };
         let sight = Sight { tiles: &tiles, bands: &teacher_card.bands, view: &view };
-        let pretext = Pretext { targets, weight: self.pretext_weight };
         let mut distillation = Distillation::new(&student, sight, source, beside, options, pretext)?;
         let mut quantization = None;
         if self.quantize_aware {

@@ -5,7 +5,7 @@ mod start;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
 use clap::Args;
 use nadir::model::{Architecture, SIZES};
@@ -96,7 +96,7 @@ pub struct Pretrain {
     jitter: f64,
 
     /// With --tiles, predict so many random features too (principal components, 1 to 96): how strongly what is visible answers to
-    /// patches of other tiles. They keep colour and texture in the embedding. 0 for none
+    /// patches of other tiles. They keep colour and texture in the embedding; with --contrast they are those of the tile in its own light. 0 for none
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "data")]
     random_features: usize,
 
@@ -147,7 +147,7 @@ impl Pretrain {
         let config = self.mpmae_config(start.as_ref())?;
         if self.random_features > 0 {
             let patch = usize::from(architecture.patch_size);
-            source.add_random_features(patch, self.random_features, draws.seed)?;
+            source.add_random_features(patch, self.random_features).context("--random-features")?;
         }
         let named = |(_, depths, dims): &(_, _, _)| (*depths, *dims) == (architecture.depths, architecture.dims);
         let size = SIZES.iter().find(|size| named(size)).map_or("custom", |(name, ..)| name);
@@ -174,6 +174,7 @@ impl Pretrain {
         let pretraining =
             Pretraining { model: &model, source: &source, views, seed: draws.seed, device, precision, group };
         if self.dry_run {
+            source.compute(draws.seed)?;
             return self.describe(&card, &schedule, &mut sampler, &pretraining);
         }
         // The first process makes the folder, then the others look at it.
@@ -193,6 +194,7 @@ impl Pretrain {
             eprintln!("trainer: --init: not in the model, so drawn anew: {}", fresh.join(", "));
         }
         stop_on_signals()?;
+        source.compute(draws.seed)?;
         let outcome = train(&run, &schedule, &mut sampler, &pretraining)?;
         if !group.leads() {
             return Ok(if outcome == Outcome::Complete { End::Done } else { End::Interrupted });

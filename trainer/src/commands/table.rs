@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -32,6 +32,10 @@ impl TableArgs {
     /// What the table says of the tiles `rows` among `tiles` in all.
     pub fn targets(&self, tiles: usize, rows: &[usize]) -> Result<Vec<ImageTarget>> {
         let Some(path) = &self.table else { return Ok(Vec::new()) };
+        ensure!(
+            self.geolocation.is_some() || self.regress.is_some() || self.classify.is_some(),
+            "--table: name columns with --geolocation, --regress or --classify"
+        );
         let table = Table::read(path, tiles)?;
         let list = |option, text: &Option<String>| text.as_ref().map_or(Ok(Vec::new()), |text| names(option, text));
         let mut targets = Vec::new();
@@ -43,6 +47,10 @@ impl TableArgs {
         }
         for column in list("classify", &self.classify)? {
             targets.push(table.classification(&column, rows)?);
+        }
+        for (at, target) in targets.iter().enumerate() {
+            let before = targets[..at].iter().any(|other| other.name == target.name);
+            ensure!(!before, "{}: two tasks are named {}", path.display(), target.name);
         }
         Ok(targets)
     }

@@ -1,5 +1,6 @@
 //! The pretext tasks of a run: what is predicted from a masked tile, and the truth of it batch by batch.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -62,7 +63,8 @@ pub struct Pretext {
     normalise_patches: bool,
     pixels: Vec<(Task, Tiles, Vec<BandCard>)>,
     images: Vec<ImageTarget>,
-    random: Option<RandomFeatures>,
+    /// Side of a part and number of components, and then these.
+    random: Option<([usize; 2], OnceCell<RandomFeatures>)>,
 }
 
 impl Pretext {
@@ -109,11 +111,24 @@ impl Pretext {
         Ok(())
     }
 
-    /// Adds the task of telling `width` random features of the visible patches, of `patch` pixels a side.
-    pub fn add_random_features(&mut self, patch: usize, width: usize, seed: u64) -> Result<()> {
+    /// Adds the task of telling `width` random features of the visible patches, of `patch` pixels a side. They are there after
+    /// [`compute`](Self::compute).
+    pub fn add_random_features(&mut self, patch: usize, width: usize) -> Result<()> {
         self.check_name(RANDOM_TASK)?;
-        let all: Vec<usize> = (0..self.tiles.len()).collect();
-        self.random = Some(RandomFeatures::new(&self.tiles, &self.bands, &all, patch, width, seed)?);
+        RandomFeatures::check(self.tiles.len(), self.tiles.shape[2], patch, width)?;
+        self.random = Some(([patch, width], OnceCell::new()));
+        Ok(())
+    }
+
+    /// Computes what takes time.
+    pub fn compute(&self, seed: u64) -> Result<()> {
+        if let Some(([patch, width], random)) = &self.random
+            && random.get().is_none()
+        {
+            let all: Vec<usize> = (0..self.tiles.len()).collect();
+            let features = RandomFeatures::new(&self.tiles, &self.bands, &all, *patch, *width, seed)?;
+            random.get_or_init(|| features);
+        }
         Ok(())
     }
 
@@ -137,9 +152,9 @@ impl Pretext {
             };
             Task { name: target.name.clone(), kind }
         }));
-        tasks.extend(self.random.iter().map(|random| Task {
+        tasks.extend(self.random.iter().map(|([_, width], _)| Task {
             name: RANDOM_TASK.into(),
-            kind: TaskKind::EmbeddingRegression { width: random.width() },
+            kind: TaskKind::EmbeddingRegression { width: *width },
         }));
         tasks
     }
@@ -184,7 +199,8 @@ impl Pretext {
                 }
             });
         }
-        if let Some(random) = &self.random {
+        if let Some((_, random)) = &self.random {
+            let random = random.get().context("the random features are not computed")?;
             targets.push(Target::Values(random.batch(draws)?));
         }
         Ok((input(&self.tiles, &self.bands, draws, device)?, targets))

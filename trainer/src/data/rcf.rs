@@ -50,19 +50,29 @@ pub struct RandomFeatures {
 }
 
 /// Most components that there are.
-pub const MOST: usize = 2 * PATCHES;
+const MOST: usize = 2 * PATCHES;
 
 impl RandomFeatures {
-    /// The first `width` components over the tiles `fit`, of all `tiles` in parts of `part` pixels a side. Patches too are drawn from
-    /// the tiles `fit`.
+    /// Whether there can be `width` components over `fit` tiles of `pixels` pixels a side in parts of `part`.
     ///
     /// # Errors
-    /// If tiles are smaller than a patch or not whole parts, or are too few or too uniform for so many components.
+    /// If not, saying why.
+    pub fn check(fit: usize, pixels: usize, part: usize, width: usize) -> Result<()> {
+        ensure!((1..=MOST).contains(&width), "{width} random features: must be 1 to {MOST}");
+        ensure!(part >= SIDE, "random features of parts of {part} pixels: a part must hold a patch's {SIDE}");
+        ensure!(pixels.is_multiple_of(part), "random features: tiles of {pixels} pixels are not whole parts of {part}");
+        ensure!(fit > width, "{width} random features take more than {fit} tiles");
+        Ok(())
+    }
+
+    /// The first `width` components over the tiles `fit`, of all `tiles` in parts of `part` pixels a side. Patches too are drawn from
+    /// the tiles `fit`. Missing pixels count as their band's mean. While it computes it holds 400 bytes a part of each tile.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), or if the tiles are too uniform for so many components.
     pub fn new(tiles: &Tiles, bands: &[BandCard], fit: &[usize], part: usize, width: usize, seed: u64) -> Result<Self> {
         let (n, pixels) = (tiles.len(), tiles.shape[2]);
-        ensure!((1..=MOST).contains(&width), "{width} random features: must be 1 to {MOST}");
-        ensure!(pixels >= SIDE && pixels.is_multiple_of(part), "tiles of {pixels} pixels have no random features");
-        ensure!(part >= SIDE, "random features of parts of {part} pixels: fewer than a patch's {SIDE}");
+        Self::check(fit.len(), pixels, part, width)?;
         let side = pixels / part;
         let filters = Filters::draw(tiles, bands, fit, &mut generator(seed, Stream::Filters, 0))?;
         let mut raw = Vec::with_capacity(n * MOST * side * side);
@@ -137,7 +147,7 @@ impl Filters {
                 }
             }
         }
-        let patches = DMatrix::from_row_slice(reads * EACH, length, &patches);
+        let patches = DMatrix::from_row_iterator(reads * EACH, length, patches);
         let mean = patches.row_mean();
         let eigen = SymmetricEigen::new(covariance(&patches));
         let floor = WHITENING * eigen.eigenvalues.mean();
@@ -147,7 +157,7 @@ impl Filters {
         let mut filters = Filters { channels, weight: vec![0.0; length * 8 * PATCHES], bias: vec![0.0; 8 * PATCHES] };
         for k in 0..PATCHES {
             // One patch of a tile: neighbours are alike.
-            let answer = (patches.row(k * EACH % patches.nrows()) - &mean) * &whitening;
+            let answer = (patches.row(k * EACH) - &mean) * &whitening;
             let upright = &answer / answer.norm().max(f64::MIN_POSITIVE) * &whitening;
             // The same in all symmetries, although the mean patch has none.
             let bias = -upright.dot(&mean) as f32;
@@ -209,7 +219,8 @@ fn components(raw: &[f32], fit: &[usize], parts: usize, width: usize) -> Result<
     let middle = means.row_mean();
     // Every feature counts alike.
     let covariance_of_means = covariance(&means);
-    let scale = covariance_of_means.diagonal().map(|v| if v > 0.0 { 1.0 / v.sqrt() } else { 0.0 });
+    let variances = covariance_of_means.diagonal();
+    let scale = variances.map(|v| if v > FLAT * variances.max() { 1.0 / v.sqrt() } else { 0.0 });
     let scaled = DMatrix::from_diagonal(&scale) * covariance_of_means * DMatrix::from_diagonal(&scale);
     let eigen = SymmetricEigen::new(scaled);
     let mut order: Vec<usize> = (0..MOST).collect();
@@ -218,7 +229,9 @@ fn components(raw: &[f32], fit: &[usize], parts: usize, width: usize) -> Result<
     let known = order.iter().filter(|at| eigen.eigenvalues[**at] > FLAT * first).count();
     ensure!(width <= known, "{width} random features: {} tiles have {known}", fit.len());
     let axes = DMatrix::from_fn(MOST, width, |feature, k| {
-        eigen.eigenvectors[(feature, order[k])] * scale[feature] / eigen.eigenvalues[order[k]].sqrt()
+        let axis = eigen.eigenvectors.column(order[k]);
+        // One of the two signs, whatever the machine.
+        axis[feature] * axis[axis.iamax()].signum() * scale[feature] / eigen.eigenvalues[order[k]].sqrt()
     });
     let mut values = vec![0f32; n * width * parts];
     for tile in 0..n {
@@ -306,31 +319,44 @@ mod tests {
         }
     }
 
+    /// Pixels beside each other are alike; answers of whitened filters are hardly, and vary by about one.
     #[test]
-    fn whitened_patches_have_unit_variance_and_do_not_correlate() {
-        let (tiles, bands) = tiles(40);
-        let filters =
-            Filters::draw(&tiles, &bands, &(0..tiles.len()).collect::<Vec<_>>(), &mut StdRng::seed_from_u64(1))
-                .unwrap();
-        // Answers of unit patches to whitened patches have about unit variance, as far as noise is not blown up.
-        let mut squares = 0.0;
-        let (mut n, mut total) = (0.0, 0.0);
-        for tile in 0..40 {
+    fn whitened_filters_do_not_see_the_same() {
+        let (tiles, bands) = tiles(60);
+        let all: Vec<_> = (0..tiles.len()).collect();
+        let filters = Filters::draw(&tiles, &bands, &all, &mut StdRng::seed_from_u64(1)).unwrap();
+        let (mut answers, mut pixels) = (vec![Vec::new(); PATCHES], vec![Vec::new(); PATCHES]);
+        for tile in 0..tiles.len() {
             let x = normalised(&tiles, &bands, &[(tile, AS_IS)], 0.0);
-            for (top, left) in [(0, 0), (3, 5), (9, 9)] {
+            for (top, left) in (0..30).map(|place| (place % 10, place * 7 % 10)) {
+                let patch = |at: usize| {
+                    let (band, y, x_) = (at / (SIDE * SIDE), at % (SIDE * SIDE) / SIDE, at % SIDE);
+                    x[(band * PIXELS + top + y) * PIXELS + left + x_]
+                };
                 for to in 0..PATCHES {
-                    let at = |at: usize| {
-                        let (band, y, x_) = (at / (SIDE * SIDE), at % (SIDE * SIDE) / SIDE, at % SIDE);
-                        filters.weight[at * 8 * PATCHES + to] * x[(band * PIXELS + top + y) * PIXELS + left + x_]
-                    };
-                    let answer = filters.bias[to] + (0..2 * SIDE * SIDE).map(at).sum::<f32>();
-                    squares += answer * answer;
-                    total += answer;
-                    n += 1.0;
+                    let weight = |at: usize| filters.weight[at * 8 * PATCHES + to];
+                    let sum: f32 = (0..2 * SIDE * SIDE).map(|at| weight(at) * patch(at)).sum();
+                    answers[to].push(f64::from(filters.bias[to] + sum));
+                    pixels[to].push(f64::from(patch(to)));
                 }
             }
         }
-        assert!((0.5..1.5).contains(&(squares / n)) && (total / n).abs() < 0.2, "{} {}", squares / n, total / n);
+        let covariance = |a: &[f64], b: &[f64]| {
+            let [of_a, of_b] = [a, b].map(|v| v.iter().sum::<f64>() / v.len() as f64);
+            a.iter().zip(b).map(|(a, b)| (a - of_a) * (b - of_b)).sum::<f64>() / a.len() as f64
+        };
+        // Between each and the next, without signs, on average.
+        let alike = |all: &[Vec<f64>]| {
+            let of = |pair: &[Vec<f64>]| {
+                let [own, other] = [0, 1].map(|i| covariance(&pair[i], &pair[i]));
+                covariance(&pair[0], &pair[1]).abs() / (own * other).sqrt()
+            };
+            all.windows(2).map(of).sum::<f64>() / (all.len() - 1) as f64
+        };
+        let (of_answers, of_pixels) = (alike(&answers), alike(&pixels));
+        assert!(of_answers < 0.5 * of_pixels, "{of_answers} {of_pixels}");
+        let variance = answers.iter().map(|a| covariance(a, a)).sum::<f64>() / PATCHES as f64;
+        assert!((0.5..1.5).contains(&variance), "{variance}");
     }
 
     #[test]
@@ -376,7 +402,8 @@ mod tests {
         assert!(of(&some, 8, 97).contains("must be 1 to 96"));
         assert!(of(&some, 8, 0).contains("must be 1 to 96"));
         assert!(of(&some, 4, 2).contains("parts of 4 pixels"));
-        assert!(of(&some, 8, 12).contains("4 tiles have 3"), "{}", of(&some, 8, 12));
+        assert!(of(&some, 12, 2).contains("16 pixels are not whole parts of 12"));
+        assert!(of(&some, 8, 12).contains("12 random features take more than 4 tiles"));
         let flat = Tiles { shape: [4, 2, 16, 16], pixels: Pixels::F32(vec![1.0; 4 * 2 * 256]) };
         assert!(of(&flat, 8, 2).contains("no pixel of the tiles differs"));
     }

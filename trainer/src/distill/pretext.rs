@@ -12,13 +12,30 @@ use crate::params::Params;
 /// The tasks and how much they count.
 #[derive(Clone, Debug)]
 pub struct Pretext {
-    /// The truth, one row a tile.
-    pub targets: Vec<ImageTarget>,
-    /// Weight of the mean of their losses.
-    pub weight: f64,
+    targets: Vec<ImageTarget>,
+    weight: f64,
 }
 
 impl Pretext {
+    /// The tasks of `targets`, the mean of whose losses counts `weight`; one row a tile.
+    ///
+    /// # Errors
+    /// If one is named as a loss of distillation.
+    pub fn new(targets: Vec<ImageTarget>, weight: f64) -> anyhow::Result<Self> {
+        for ImageTarget { name, .. } in &targets {
+            let own = ["feature", "relation"]
+                .iter()
+                .any(|loss| name.strip_prefix(loss).is_some_and(|rest| rest.is_empty() || rest.starts_with('-')));
+            anyhow::ensure!(!own, "{name} is the name of a loss of distillation: no column may be named so");
+        }
+        Ok(Self { targets, weight })
+    }
+
+    /// How much the mean of the losses counts.
+    pub(super) fn weight(&self) -> f64 {
+        self.weight
+    }
+
     /// Names and shapes of the heads on an embedding of `d` dimensions.
     pub(super) fn shapes(&self, d: usize) -> BTreeMap<String, Vec<usize>> {
         let mut shapes = BTreeMap::new();
@@ -33,7 +50,7 @@ impl Pretext {
         shapes
     }
 
-    /// The mean of the tasks' losses for the tiles `rows`, and each task's own; a task of which nothing is known is left out.
+    /// The mean of the tasks' losses for the tiles `rows`, and each task's own; one of which nothing is known is 0 and not in the mean.
     pub(super) fn loss(
         &self,
         embedding: &Tensor,

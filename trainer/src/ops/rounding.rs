@@ -41,7 +41,7 @@ impl Steps {
 
     /// Makes a gradient `[rows, channels]` zero where the value before rounding was out of range.
     pub fn cut(&self, gradient: &mut [f32], values: &[f32]) {
-        let ([low, high], reciprocals) = (self.range.map(|end| end + 0.5 * end.signum()), self.reciprocals());
+        let ([low, high], reciprocals) = ([self.range[0] - 0.5, self.range[1] + 0.5], self.reciprocals());
         let c = self.sizes.len();
         for (gradient, values) in gradient.chunks_exact_mut(c).zip(values.chunks_exact(c)) {
             for ((gradient, value), reciprocal) in gradient.iter_mut().zip(values).zip(&reciprocals) {
@@ -89,4 +89,24 @@ pub struct Rounding {
     pub downsamples: Vec<Steps>,
     /// The blocks of each stage.
     pub blocks: Vec<Vec<BlockRounding>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_pass_where_a_value_rounds_into_the_range() {
+        // From 0 to 255, and from -255 to 0.
+        for (zero_point, inside, outside) in [(-128, [-0.4, 255.4], [-0.6, 255.6]), (127, [-255.4, 0.4], [-255.6, 0.6])]
+        {
+            let steps = Steps::index(1.0, zero_point, 1);
+            let mut gradient = [1.0; 4];
+            steps.cut(&mut gradient, &[inside[0], inside[1], outside[0], outside[1]]);
+            assert_eq!(gradient, [1.0, 1.0, 0.0, 0.0], "{zero_point}");
+            let mut values = [inside[0], outside[1]];
+            steps.round(&mut values);
+            assert_eq!(values.map(|v| v.clamp(-128.0 - zero_point as f32, 127.0 - zero_point as f32)), values);
+        }
+    }
 }

@@ -310,10 +310,18 @@ impl Source {
     }
 
     /// Adds the task of telling `width` random features of the visible patches, of `patch` pixels a side.
-    pub fn add_random_features(&mut self, patch: usize, width: usize, seed: u64) -> Result<()> {
+    pub fn add_random_features(&mut self, patch: usize, width: usize) -> Result<()> {
         match &mut self.kind {
-            Kind::Arrays(pretext, _) => pretext.add_random_features(patch, width, seed),
+            Kind::Arrays(pretext, _) => pretext.add_random_features(patch, width),
             Kind::Release(_) => bail!("--random-features is for --tiles"),
+        }
+    }
+
+    /// Computes what takes time, before the first batch.
+    pub fn compute(&self, seed: u64) -> Result<()> {
+        match &self.kind {
+            Kind::Arrays(pretext, _) => pretext.compute(seed),
+            Kind::Release(_) => Ok(()),
         }
     }
 

@@ -14,7 +14,7 @@ use super::super::device::DeviceArgs;
 use super::super::labelled::{Labelled, named};
 use super::super::read_model;
 use crate::chart;
-use crate::data::{AS_IS, Labels, Stream, generator, random_features};
+use crate::data::{AS_IS, Labels, RandomFeatures, Stream, generator, random_features};
 use crate::encoder::Encoder;
 use crate::params::Init;
 use crate::probe::compare::{Kind, Row, Score, Task};
@@ -53,7 +53,8 @@ pub(super) struct CompareArgs {
     #[command(flatten)]
     device: DeviceArgs,
 
-    /// Also write table.md, results.json, and for each row a confusion matrix and maps of its features, into this folder
+    /// Also write table.md, results.json, and for each model and the band statistics a confusion matrix and maps of their features, into this
+    /// folder
     #[arg(long, value_name = "DIR", requires = "models")]
     out: Option<PathBuf>,
 
@@ -117,6 +118,11 @@ impl CompareArgs {
         }
         let device = self.device.open(None)?;
         let models = self.models(data, &device)?;
+        if self.baselines.contains(&Baseline::RandomFeatures) {
+            let side = models[0].tiles.shape[2];
+            RandomFeatures::check(data.split.train.len(), side, side, RANDOM_FEATURES)
+                .context("--baselines random-features")?;
+        }
         if let Some(out) = &self.out {
             std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
         }
