@@ -24,3 +24,5 @@ for size in zepto yocto; do
       --out "models/$size-rgb-$precision.nadir"
   done
 done
+# The test of signatures compares with openssl's signature of the yocto.
+python3 tests/reference/make_signature.py

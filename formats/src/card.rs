@@ -162,22 +162,31 @@ impl Encoder {
             }
         };
         let card: ModelCard = serde_json::from_str(&json).map_err(|e| bad(format!("has a bad model card: {e}")))?;
-        card.validate().map_err(|e| bad(format!("has a bad model card: {e}")))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(format!("is not a safetensors file: {e}")))?;
         let mut tensors = BTreeMap::new();
         for (name, view) in file.iter() {
             if view.dtype() != Dtype::F32 {
                 return Err(bad(format!("tensor {name} has type {:?}, expected F32", view.dtype())));
             }
-            let data: Vec<f32> =
-                view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-            if let Some(at) = data.iter().position(|v| !v.is_finite()) {
-                return Err(bad(format!("tensor {name} holds {} at element {at}", data[at])));
-            }
+            let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
             tensors.insert(name.to_owned(), Tensor { shape: view.shape().to_vec(), data });
         }
+        Self::new(card, tensors).map_err(bad)
+    }
+
+    /// An encoder of these weights.
+    ///
+    /// # Errors
+    /// If the card is not possible, or the tensors are not those of its architecture, finite, each with its shape, and no other.
+    pub fn new(card: ModelCard, tensors: BTreeMap<String, Tensor>) -> Result<Self, String> {
+        card.validate().map_err(|e| format!("has a bad model card: {e}"))?;
+        for (name, tensor) in &tensors {
+            if let Some(at) = tensor.data.iter().position(|v| !v.is_finite()) {
+                return Err(format!("tensor {name} holds {} at element {at}", tensor.data[at]));
+            }
+        }
         let encoder = Self { card, tensors };
-        encoder.check_tensors().map_err(bad)?;
+        encoder.check_tensors()?;
         Ok(encoder)
     }
 
@@ -203,8 +212,13 @@ impl Encoder {
 
     /// 16 hexadecimal digits that name the embedding space of these weights: a hash over all tensors.
     pub fn space_of_weights(&self) -> String {
+        Self::space_of(&self.tensors)
+    }
+
+    /// The same of tensors that have no card yet.
+    pub fn space_of(tensors: &BTreeMap<String, Tensor>) -> String {
         let mut hash = Sha256::new();
-        for (name, tensor) in &self.tensors {
+        for (name, tensor) in tensors {
             hash.update(name.as_bytes());
             for v in &tensor.data {
                 hash.update(v.to_le_bytes());

@@ -9,7 +9,7 @@
 //! | the model card inside an encoder's `.safetensors` | [`ModelCard`] |
 //! | a `.nadir` model, loaded where its sections can be read in place | [`AlignedBytes`] |
 //!
-//! And by which scales a float encoder becomes integers: [`scales`].
+//! And by which scales a float encoder becomes integers ([`scales`]), and how well classes can be read from embeddings ([`probe`]).
 //!
 //! Every error is one line that names the file, what was found and what was expected.
 
@@ -17,6 +17,7 @@ mod arrays;
 mod bytes;
 mod card;
 mod npz;
+pub mod probe;
 pub mod scales;
 mod tiles;
 

@@ -195,7 +195,7 @@ pub fn gelu_table(scale: f64, zero_point: i32) -> (Vec<i16>, f64) {
 }
 
 /// Exact GELU.
-fn gelu(x: f64) -> f64 {
+pub fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))
 }
 
@@ -218,12 +218,20 @@ pub struct Balance {
 
 impl Balance {
     /// From `samples` `[positions, columns]` of the normalization without beta, the layer's `weight` `[outputs, columns]`, the normalization's
-    /// `gamma`, the largest of each channel's ratios to the mean norm, and the scale of what enters.
-    pub fn of(samples: &[f32], weight: &[f64], gamma: &[f64], norms: &[f64], activation: f64) -> Self {
+    /// `gamma`, the largest of each channel's ratios to the mean norm, and the scale of what enters. `clip` sets the scale, from the balanced
+    /// samples and the divisors.
+    pub fn of(
+        samples: &[f32],
+        weight: &[f64],
+        gamma: &[f64],
+        norms: &[f64],
+        activation: f64,
+        clip: impl FnOnce(&[f32], &[f64]) -> f64,
+    ) -> Self {
         let columns = gamma.len();
         let mut divisors = balance(samples, weight, columns);
         let balanced: Vec<f32> = samples.iter().enumerate().map(|(i, v)| v / divisors[i % columns] as f32).collect();
-        let scale = clip(&balanced);
+        let scale = clip(&balanced, &divisors);
         // The multiplier of a channel's calibrated norm takes at most half of an i16: room for larger norms than any seen.
         let unit = activation / scale * 2f64.powi(15);
         for ((divisor, gamma), norm) in divisors.iter_mut().zip(gamma).zip(norms) {

@@ -3,23 +3,33 @@
 use std::sync::OnceLock;
 
 use nadir::encoder::Encoder;
+use nadir::guard::{Progress, Scrub, SelfTest, Survey, repair, verify_signature};
 use nadir::kernels::fixed;
 use nadir::kernels::int8::Int8Kernels;
-use nadir::model::{Architecture, ENTRY_BYTES, Model, ModelError, Precision, crc32c};
+use nadir::model::{
+    Architecture, END_BYTES, ENTRY_BYTES, HEAD_CRC_BYTES, KIND_ANCILLARY, Model, ModelError, Precision, crc32c,
+};
 use nadir::plan::int8::Passes;
-use nadir::triage::{frame, prototypes::Prototypes, record::Message};
-use nadir_formats::AlignedBytes;
+use nadir::triage::{frame, products::Product, prototypes::Prototypes, record::Message};
+use nadir_formats::{AlignedBytes, Matrix};
+use nadir_quantize::flight::{Equipment, equip};
+use nadir_quantize::products::{fit, store};
 use nadir_quantize::testing::{Random, random_encoder, random_tiles};
+use nadir_quantize::writer::parity_bytes;
 use nadir_quantize::{float, int8};
 
 /// What a fuzzer calls.
 pub type Body = fn(&[u8]);
 
 /// The bodies, by name.
-pub const TARGETS: [(&str, Body); 3] =
-    [("parser", parser), ("hostile_model", hostile_model), ("fixed_point", fixed_point)];
+pub const TARGETS: [(&str, Body); 4] = [
+    ("parser", parser),
+    ("hostile_model", hostile_model),
+    ("flipped_bits", flipped_bits),
+    ("fixed_point", fixed_point),
+];
 
-/// The smallest models with every kind of layer: int8 and f32.
+/// The smallest models with every kind of layer and all that a file can have besides: int8, and f32 without parity.
 fn seeds() -> &'static [Vec<u8>; 2] {
     static SEEDS: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
     SEEDS.get_or_init(|| {
@@ -27,7 +37,18 @@ fn seeds() -> &'static [Vec<u8>; 2] {
         let architecture = Architecture { depths: [1; 4], dims: [6, 8, 8, 9], ..named };
         let encoder = random_encoder(architecture, &["B4", "B3"], 3);
         let tiles = random_tiles(4, 2, 16, 4);
-        [int8::convert(&encoder, &tiles).unwrap(), float::convert(&encoder, Precision::F32).unwrap()]
+        let equipped = |file: Vec<u8>, parity| {
+            let file = AlignedBytes::copy_of(&file);
+            let file =
+                equip(&Model::parse(&file).unwrap(), &Equipment { model_version: None, parity, key: None }).unwrap();
+            let embeddings = Matrix { rows: 4, columns: 9, data: (0..36).map(|i| (i * i % 7) as f32).collect() };
+            let fitted = fit(&embeddings, &[0, 1, 2, 3], 3, 8).unwrap();
+            store(&Model::parse(&AlignedBytes::copy_of(&file)).unwrap(), &fitted).unwrap()
+        };
+        [
+            equipped(int8::convert(&encoder, &tiles).unwrap(), true),
+            equipped(float::convert(&encoder, Precision::F32).unwrap(), false),
+        ]
     })
 }
 
@@ -36,8 +57,13 @@ fn layout(file: &[u8]) -> Option<(usize, usize, usize)> {
     let number = |at: usize| Some(u32::from_le_bytes(file.get(at..at + 4)?.try_into().unwrap()) as usize);
     let table = number(12)?.checked_add(32)?.checked_next_multiple_of(64)?;
     let end = number(16)?.checked_mul(ENTRY_BYTES)?.checked_add(table)?;
-    let first = end.checked_add(4)?.checked_next_multiple_of(64)?;
-    (first + 4 <= file.len()).then_some((table, end, first))
+    let first = end.checked_add(HEAD_CRC_BYTES)?.checked_next_multiple_of(64)?;
+    (first.checked_add(END_BYTES)? <= data_len(file)).then_some((table, end, first))
+}
+
+/// Bytes without the parity, if the prefix says that there is one.
+fn data_len(file: &[u8]) -> usize {
+    if file.get(20..24) == Some(&[0xff; 4]) { file.len() / 72 * 64 } else { file.len() }
 }
 
 /// First byte and bytes of section `index`, by the table.
@@ -54,8 +80,8 @@ fn section(file: &[u8], index: usize) -> Option<(usize, usize)> {
     (offset.checked_add(len)? <= file.len()).then_some((offset, len))
 }
 
-/// Makes every CRC right again, so that what is wrong elsewhere is reached.
-fn repair(file: &mut [u8]) {
+/// Makes every CRC and the parity right again, so that what is wrong elsewhere is reached.
+fn reseal(file: &mut [u8]) {
     let Some((table, end, _)) = layout(file) else { return };
     for index in 0..(end - table) / ENTRY_BYTES {
         if let Some((offset, len)) = section(file, index) {
@@ -64,10 +90,12 @@ fn repair(file: &mut [u8]) {
         }
     }
     let crc = crc32c(&file[..end]);
-    file[end..end + 4].copy_from_slice(&crc.to_le_bytes());
-    let last = file.len() - 4;
-    let crc = crc32c(&file[..last]);
-    file[last..].copy_from_slice(&crc.to_le_bytes());
+    file[end + 4..end + 8].copy_from_slice(&crc.to_le_bytes());
+    let (data, parity) = file.split_at_mut(data_len(file));
+    let last = data.len() - END_BYTES;
+    let crc = crc32c(&data[..last]);
+    data[last..last + 4].copy_from_slice(&crc.to_le_bytes());
+    parity.iter_mut().zip(parity_bytes(data)).for_each(|(to, from)| *to = from);
 }
 
 /// Reads everything that a parsed model offers.
@@ -82,6 +110,24 @@ fn look(bytes: &[u8]) {
     let _ = model.architecture().macs(model.bands().len());
     let least = Encoder::new(&model).with_passes([Passes::Two; 4]).arena_bytes();
     assert!(Encoder::new(&model).within(least).is_ok());
+    let _ = (SelfTest::of(&model), model.checksum_columns(3, 0), verify_signature(&model, &[9; 32], 0).unwrap_err());
+    if let Some(products) = model.products() {
+        let (product, embedding) = (Product::Pca(products.components()), vec![1.0; products.dimension()]);
+        let _ = products.encode(product, &embedding, &mut vec![0; product.bytes(embedding.len())]);
+    }
+}
+
+/// A scrub of any bytes ends, and after as many steps as they have blocks.
+fn scrub(mut scrub: Scrub, bytes: &[u8]) -> bool {
+    let mut clean = true;
+    for _ in 0..2 * bytes.len() / 4096 + 8 {
+        match scrub.step(bytes) {
+            Ok(Progress::More) => {}
+            Ok(Progress::Done) => return clean,
+            Err(_) => clean = false,
+        }
+    }
+    panic!("a scrub that does not end");
 }
 
 /// Any bytes, alone and written over a real model (with the CRCs made right), as a model; and as a prototype file and as frames.
@@ -100,8 +146,44 @@ pub fn parser(data: &[u8]) {
         file[at] ^= edit[2];
     }
     look(&file);
-    repair(&mut file);
+    reseal(&mut file);
     look(&file);
+}
+
+/// A real model with parity, of which some bits are flipped: what the repair gives back is the model or an error, never another model.
+pub fn flipped_bits(data: &[u8]) {
+    let good = &seeds()[0];
+    let mut file = AlignedBytes::copy_of(good);
+    let mut memory = Scrub::new(&Model::parse(&file).unwrap());
+    assert!(scrub(memory.clone(), &file));
+    let mut words = std::collections::BTreeMap::<usize, std::collections::BTreeSet<usize>>::new();
+    let parity = data_len(good);
+    for flip in data.chunks_exact(4).take(24) {
+        let bit = u32::from_le_bytes(flip.try_into().unwrap()) as usize % (8 * good.len());
+        file[bit / 8] ^= 1 << (bit % 8);
+        let word = if bit / 8 < parity { bit / 64 } else { bit / 8 - parity };
+        let flipped = words.entry(word).or_default();
+        if !flipped.remove(&bit) {
+            flipped.insert(bit);
+        }
+    }
+    words.retain(|_, flipped| !flipped.is_empty());
+    assert_eq!(Model::parse(&file).is_ok(), words.is_empty());
+    let _ = memory.step(&file);
+    assert_eq!(scrub(memory, &file), words.is_empty() || *file == **good);
+    if let Ok(survey) = Survey::of(&file) {
+        scrub(survey.scrub(), &file);
+    }
+    let result = repair(&mut file);
+    match words.values().map(|flipped| flipped.len()).max().unwrap_or(0) {
+        0 | 1 => {
+            assert_eq!(result.map(|repaired| repaired.bits), Ok(words.len()));
+            assert_eq!(*file, **good);
+        }
+        2 => assert!(result.is_err()),
+        _ => {}
+    }
+    assert!(*file == **good || Model::parse(&file).is_err());
 }
 
 /// A real model with values of its sections overwritten, and right CRCs: what parses must run, with the same bits on every set
@@ -110,7 +192,11 @@ pub fn hostile_model(data: &[u8]) {
     let [kind, pixel, rest @ ..] = data else { return };
     let precision = usize::from(kind & 1);
     let mut file = AlignedBytes::copy_of(&seeds()[precision]);
-    let sections = Model::parse(&file).unwrap().section_count();
+    let sections = {
+        let model = Model::parse(&file).unwrap();
+        // Those that the encoder reads.
+        (0..model.section_count()).take_while(|&i| model.section_entry(i).unwrap().kind < KIND_ANCILLARY).count()
+    };
     for edit in rest.chunks_exact(5).take(64) {
         let Some((offset, len)) = section(&file, usize::from(edit[0]) % sections) else { continue };
         let value = edit[3];
@@ -135,12 +221,12 @@ pub fn hostile_model(data: &[u8]) {
             }
         }
     }
-    repair(&mut file);
+    reseal(&mut file);
     // What the parser refuses it gets back as it was, so that the rest is run.
     while let Err(ModelError::OutOfRange { index, .. } | ModelError::NotFinite { index, .. }) = Model::parse(&file) {
         let (offset, len) = section(&file, index).unwrap();
         file[offset..offset + len].copy_from_slice(&seeds()[precision][offset..offset + len]);
-        repair(&mut file);
+        reseal(&mut file);
     }
     let model = Model::parse(&file).unwrap();
     let mut random = Random::new(u64::from(*pixel));
@@ -256,7 +342,7 @@ mod tests {
     fn the_seeds_are_good() {
         for seed in seeds() {
             let mut file = AlignedBytes::copy_of(seed);
-            repair(&mut file);
+            reseal(&mut file);
             assert_eq!(&*file, seed.as_slice());
             assert!(Model::parse(&file).is_ok());
         }

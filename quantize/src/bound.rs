@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use nadir::encoder::Encoder;
-use nadir::model::Model;
+use nadir::model::{Model, Precision};
 use nadir::plan::cost::StepKind;
 use serde_json::{Value, json};
 
@@ -25,7 +25,8 @@ pub struct PerMac {
 }
 
 /// Looks a target up in a file of measured counts (`benches/counts.json`): an object of groups (`host`, `boards`) of objects named
-/// `TARGET MODEL-PRECISION` (or `TARGET`), each with `per_mac`. Of another model than this one the largest of the same precision counts.
+/// `TARGET MODEL-PRECISION`, `TARGET MODEL` (of int8) or `TARGET`, each with `per_mac`. Of another model than this one the largest of the
+/// same precision counts.
 ///
 /// # Errors
 /// If the file is no such file, or the target is not in it; the message names those that are.
@@ -42,10 +43,15 @@ pub fn per_mac(path: &Path, target: &str, model: &Model<'_>) -> Result<PerMac> {
     let precision = model.precision().name();
     let exact = format!("{target} {}-{precision}", model.name());
     let of_target = |name: &str| name.strip_prefix(target).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
-    let same = |name: &str| of_target(name) && (name.ends_with(&format!("-{precision}")) || name == target);
+    const ALL: [Precision; 3] = [Precision::Int8, Precision::F16, Precision::F32];
+    let of_precision = |name: &str| match ALL.iter().find(|p| name.ends_with(&format!("-{}", p.name()))) {
+        Some(named) => named.name() == precision,
+        None => name == target || model.precision() == Precision::Int8,
+    };
+    let same = |name: &str| of_target(name) && of_precision(name);
     let found = entries
         .iter()
-        .find(|(name, _)| *name == exact)
+        .find(|(name, _)| *name == exact || same(name) && name.ends_with(&format!(" {}", model.name())))
         .or_else(|| entries.iter().filter(|(name, _)| same(name)).max_by(|a, b| a.1.total_cmp(&b.1)));
     let Some(&(name, instructions)) = found else {
         let mut known: Vec<&str> = entries.iter().map(|(name, _)| *name).collect();

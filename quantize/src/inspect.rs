@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use nadir::encoder::Encoder;
-use nadir::model::{Model, VERSION_MAJOR};
+use nadir::guard::{SelfTest, signed_key};
+use nadir::model::{BLOCK_BYTES, KIND_COLUMNS, Model, VERSION_MAJOR};
 use serde_json::{Value, json};
 
 /// Everything about the model, as JSON: header, sections, sizes.
@@ -16,8 +17,9 @@ pub fn json(model: &Model<'_>) -> Value {
             let spec = model.expected(index);
             Some(json!({
                 "index": index,
+                "kind": entry.kind,
                 "place": spec.map(|s| s.place.to_string()),
-                "name": spec.map(|s| s.name),
+                "name": model.section_name(index).name(),
                 "dtype": entry.dtype.name(),
                 "elements": entry.elements,
                 "bytes": entry.bytes(),
@@ -29,6 +31,21 @@ pub fn json(model: &Model<'_>) -> Value {
     json!({
         "header": model.header(),
         "format_major": VERSION_MAJOR,
+        "parity": model.has_parity(),
+        "block_crcs": model.block_crcs().len(),
+        "self_test": SelfTest::of(model).map(|test| json!({
+            "tiles": test.tiles,
+            "tile_type": test.kind.name(),
+            "seed": test.seed,
+            "sha256": hexadecimal(&test.hash),
+        })),
+        "checksum_columns": model.ancillary(KIND_COLUMNS).map(|entry| entry.elements),
+        "products": model.products().map(|products| json!({
+            "dimension": products.dimension(),
+            "components": products.components(),
+            "fraction_bits": products.fraction_bits(),
+        })),
+        "signed_with": signed_key(model).map(|key| hexadecimal(&key)),
         "file_bytes": model.bytes().len(),
         "file_crc": format!("{:08x}", model.file_crc()),
         "arena_bytes": Encoder::new(model).arena_bytes(),
@@ -55,7 +72,39 @@ pub fn text(model: &Model<'_>) -> String {
         ("epsilons", format!("GRN {:e}, LayerNorm {:e}", arch.grn_eps, arch.ln_eps)),
         ("parameters", thousands(arch.parameters(bands))),
         ("MACs a tile", thousands(arch.macs(bands))),
+        ("version", header.model_version.to_string()),
         ("file", format!("{} bytes, CRC {:08x}", thousands(model.bytes().len() as u64), model.file_crc())),
+        ("parity", if model.has_parity() { "one byte a 64-bit word".into() } else { none() }),
+        (
+            "block CRCs",
+            match model.block_crcs().len() {
+                0 => none(),
+                n => format!("{n} of {BLOCK_BYTES} bytes"),
+            },
+        ),
+        (
+            "self-test",
+            SelfTest::of(model).map_or_else(none, |test| {
+                let (tiles, kind) = (test.tiles, test.kind.name());
+                format!("{tiles} tiles of {kind}, seed {}, SHA-256 {}", test.seed, hexadecimal(&test.hash))
+            }),
+        ),
+        (
+            "columns",
+            model.ancillary(KIND_COLUMNS).map_or_else(none, |entry| {
+                format!("{} checksums of the pointwise layers", thousands(entry.elements as u64))
+            }),
+        ),
+        (
+            "products",
+            model.products().map_or_else(none, |products| {
+                format!("int8, binary, prefixes, {} principal components", products.components())
+            }),
+        ),
+        (
+            "signature",
+            signed_key(model).map_or_else(none, |key| format!("with key {}, not verified", hexadecimal(&key))),
+        ),
         ("arena", format!("{} bytes", thousands(Encoder::new(model).arena_bytes() as u64))),
     ];
     let p = &header.provenance;
@@ -93,7 +142,7 @@ pub fn text(model: &Model<'_>) -> String {
     );
     for index in 0..model.section_count() {
         let Some(entry) = model.section_entry(index) else { continue };
-        let what = model.expected(index).map_or("ancillary".into(), |spec| spec.to_string());
+        let what = model.section_name(index).to_string();
         let _ = writeln!(
             out,
             "{index:>7} {what:<44} {:<5} {:>10} {:>10} {:>10}  {:08x}",
@@ -105,6 +154,15 @@ pub fn text(model: &Model<'_>) -> String {
         );
     }
     out
+}
+
+fn none() -> String {
+    "none".into()
+}
+
+/// Bytes in hexadecimal.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn list<T: ToString>(values: &[T]) -> String {

@@ -1,12 +1,14 @@
-//! `quantize`: safetensors in, `.nadir` out; embedding on the host, comparison with the float encoder. What only looks at a model is in
-//! `examine.rs`.
+//! `quantize`: safetensors or ONNX in, `.nadir` out; embedding on the host, comparison with the float encoder. What only looks at a model is in
+//! `examine.rs`, what reads float encoders and runs them beside it in `floats.rs`, what compares in `reports.rs`, what makes and checks
+//! files for flight in `secure.rs`, what makes embeddings smaller in `coding.rs`, what turns one file
+//! into another in `updates.rs`.
 
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use nadir::encoder::Encoder as Engine;
@@ -16,17 +18,29 @@ use nadir_quantize::compare::Agreement;
 use nadir_quantize::inspect::{self, thousands};
 use nadir_quantize::options::with_kernels;
 use nadir_quantize::reference::{Blind, Reference};
-use nadir_quantize::{batch, float, int8};
+use nadir_quantize::{batch, float};
 use rayon::prelude::*;
 
+mod calibrate;
+mod coding;
 mod examine;
+mod floats;
+mod reports;
+mod secure;
+mod updates;
+
+use calibrate::CalibrationArgs;
 
 /// What a newcomer types first.
 const EXAMPLE: &str = "\
 Example:
   quantize convert --model yocto.safetensors --precision int8 --calibrate train.npy --out yocto.nadir
   quantize compare --model yocto.nadir --float yocto.safetensors --tiles test.npy
+  quantize report yocto.nadir --float yocto.safetensors --tiles test.npy --html report.html
+  quantize verify yocto.nadir --float yocto.safetensors --tiles test.npy
   quantize embed --model yocto.nadir --tiles test.npy --out embeddings.npy
+  quantize check yocto.nadir
+  quantize delta on-board.nadir yocto.nadir --out d.delta
   quantize plan yocto.nadir --budget 100000 --png arena.png
   quantize profile yocto.nadir test.npy
 
@@ -43,27 +57,28 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make a .nadir file from an encoder's .safetensors
+    /// Make a .nadir file from an encoder's .safetensors or .onnx
     Convert {
-        /// The float encoder, with its model card
-        #[arg(long, value_name = "X.safetensors")]
+        /// The float encoder: .safetensors with its model card, or an .onnx of this family (ConvNeXt V2 blocks behind MMEarth's stem).
+        /// PyTorch checkpoints go through `trainer import`
+        #[arg(long, value_name = "X.safetensors|X.onnx")]
         model: PathBuf,
-        /// Tiles [tiles, bands, height, width] that set the scales of an int8 model, best from the training data; at most 512 are used,
-        /// evenly spaced. Not used for f32 and f16
-        #[arg(long, value_name = "TILES.npy")]
-        calibrate: Option<PathBuf>,
+        /// Model card of an .onnx that has none in its metadata: name, bands with mean and std, provenance, as JSON (docs/onnx.md)
+        #[arg(long, value_name = "CARD.json")]
+        card: Option<PathBuf>,
+        #[command(flatten)]
+        calibration: CalibrationArgs,
         /// Form of the weights and of the arithmetic
         #[arg(long)]
         precision: PrecisionArg,
         /// The file to write
         #[arg(long, value_name = "X.nadir")]
         out: PathBuf,
-        /// Bands of the calibration tiles in their order, if not the model's: B4,B3,B2
-        #[arg(long, value_delimiter = ',')]
-        bands: Option<Vec<String>>,
         /// Name of the model (1 to 32 bytes), if not the card's
         #[arg(long)]
         name: Option<String>,
+        #[command(flatten)]
+        equipment: secure::Equip,
     },
     /// Show what a .nadir file holds
     Inspect {
@@ -100,8 +115,11 @@ enum Command {
         #[arg(long, value_name = "X.nadir")]
         model: PathBuf,
         /// The encoder from which it was made
-        #[arg(long, value_name = "X.safetensors")]
+        #[arg(long, value_name = "X.safetensors|X.onnx")]
         float: PathBuf,
+        /// Model card of an .onnx that has none in its metadata
+        #[arg(long, value_name = "CARD.json")]
+        card: Option<PathBuf>,
         /// Tiles [tiles, bands, height, width], best not those of the calibration
         #[arg(long, value_name = "T.npy")]
         tiles: PathBuf,
@@ -116,7 +134,17 @@ enum Command {
         json: bool,
     },
     #[command(flatten)]
+    Secure(secure::Command),
+    #[command(flatten)]
+    Updates(updates::Command),
+    #[command(flatten)]
+    Floats(floats::Command),
+    #[command(flatten)]
     Examine(examine::Command),
+    #[command(flatten)]
+    Reports(reports::Command),
+    #[command(flatten)]
+    Coding(coding::Command),
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -141,8 +169,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Convert { model, calibrate, precision, out, bands, name } => {
-            convert(&model, calibrate.as_deref(), precision, &out, bands.as_deref(), name)
+        Command::Convert { model, card, calibration, precision, out, name, equipment } => {
+            convert(&model, card.as_deref(), &calibration, precision, &out, name, &equipment)
         }
         Command::Inspect { model, json } => {
             let bytes = AlignedBytes::read(&model)?;
@@ -152,38 +180,48 @@ fn run(command: Command) -> Result<()> {
         Command::Embed { model, tiles, out, bands, kernels, threads } => {
             embed_tiles(&model, &tiles, &out, bands.as_deref(), kernels.as_deref(), threads)
         }
-        Command::Compare { model, float, tiles, bands, kernels, json } => {
-            compare(&model, &float, &tiles, bands.as_deref(), kernels.as_deref(), json)
-        }
+        Command::Compare { model, float, card, tiles, bands, kernels, json } => compare(
+            &model,
+            &floats::read_float(&float, card.as_deref())?,
+            &float,
+            &tiles,
+            bands.as_deref(),
+            kernels.as_deref(),
+            json,
+        ),
+        Command::Floats(command) => floats::run(command),
+        Command::Secure(command) => secure::run(command),
+        Command::Updates(command) => updates::run(command),
         Command::Examine(command) => examine::run(command),
+        Command::Reports(command) => reports::run(command),
+        Command::Coding(command) => coding::run(command),
     }
 }
 
 fn convert(
     model: &Path,
-    calibrate: Option<&Path>,
+    card: Option<&Path>,
+    calibration: &CalibrationArgs,
     precision: PrecisionArg,
     out: &Path,
-    bands: Option<&[String]>,
     name: Option<String>,
+    equipment: &secure::Equip,
 ) -> Result<()> {
-    let mut encoder = Encoder::read(model)?;
+    let key = equipment.key()?;
+    let mut encoder = floats::read_float(model, card)?;
     if let Some(name) = name {
         encoder.card.name = name;
         encoder.card.validate().map_err(anyhow::Error::msg).context("--name")?;
     }
     writable(out)?;
-    let bytes = match (precision, calibrate) {
-        (PrecisionArg::F32, _) => float::convert(&encoder, Precision::F32),
-        (PrecisionArg::F16, _) => float::convert(&encoder, Precision::F16),
-        (PrecisionArg::Int8, None) => bail!("an int8 model needs --calibrate TILES.npy"),
-        (PrecisionArg::Int8, Some(path)) => {
-            let side = usize::from(encoder.card.architecture.tile_size);
-            let tiles = read_tiles(path, bands, &encoder.card.band_names(), side)?;
-            int8::convert(&encoder, &tiles)
-        }
+    let bytes = match precision {
+        PrecisionArg::F32 => float::convert(&encoder, Precision::F32),
+        PrecisionArg::F16 => float::convert(&encoder, Precision::F16),
+        PrecisionArg::Int8 => calibration.int8(&encoder),
     }
     .with_context(|| model.display().to_string())?;
+    let tensors = AlignedBytes::copy_of(&bytes);
+    let bytes = equipment.equip(&parse(&tensors, out)?, key.as_ref())?;
     write_atomic(out, &bytes)?;
     let aligned = AlignedBytes::copy_of(&bytes);
     let model = parse(&aligned, out)?;
@@ -211,7 +249,7 @@ fn embed_tiles(
     let encoder = with_kernels(&model, kernels)?;
     let tiles = read_tiles(tiles, bands, &band_names(&model), usize::from(model.architecture().tile_size))?;
     writable(out)?;
-    let bar = progress(tiles.len(), "embed");
+    let bar = progress(tiles.len(), "embed", "tiles");
     let threads = threads.map_or_else(batch::available_threads, NonZeroUsize::get);
     let embeddings = batch::embed_all(&encoder, &tiles, threads, || bar.inc(1))?;
     bar.finish_and_clear();
@@ -220,6 +258,7 @@ fn embed_tiles(
 
 fn compare(
     path: &Path,
+    encoder: &Encoder,
     float: &Path,
     tiles: &Path,
     bands: Option<&[String]>,
@@ -229,17 +268,11 @@ fn compare(
     let bytes = AlignedBytes::read(path)?;
     let model = parse(&bytes, path)?;
     let engine = with_kernels(&model, kernels)?;
-    let encoder = Encoder::read(float)?;
-    let card = &encoder.card;
-    let differ = |what: &str| format!("{} and {} differ in {what}", path.display(), float.display());
-    ensure!(card.architecture == *model.architecture(), differ("architecture"));
-    ensure!(card.bands().is_ok_and(|b| b == model.bands()), differ("bands"));
-    ensure!(card.embedding_space == model.embedding_space(), differ("embedding space"));
-
+    same_encoder(&model, path, encoder, float)?;
     let tiles = read_tiles(tiles, bands, &band_names(&model), usize::from(model.architecture().tile_size))?;
-    let bar = progress(2 * tiles.len(), "compare");
+    let bar = progress(2 * tiles.len(), "compare", "tiles");
     let found = batch::embed_all(&engine, &tiles, batch::available_threads(), || bar.inc(1))?;
-    let reference = Reference::new(&encoder);
+    let reference = Reference::new(encoder);
     let expected: Vec<_> = (0..tiles.len())
         .into_par_iter()
         .map(|i| {
@@ -274,6 +307,16 @@ fn compare(
         agreement.signal_to_noise_db,
         agreement.relative_error
     ))
+}
+
+/// Whether `model` may have been made from `encoder`.
+fn same_encoder(model: &Model<'_>, path: &Path, encoder: &Encoder, float: &Path) -> Result<()> {
+    let card = &encoder.card;
+    let differ = |what: &str| format!("{} and {} differ in {what}", path.display(), float.display());
+    ensure!(card.architecture == *model.architecture(), differ("architecture"));
+    ensure!(card.bands().is_ok_and(|b| b == model.bands()), differ("bands"));
+    ensure!(card.embedding_space == model.embedding_space(), differ("embedding space"));
+    Ok(())
 }
 
 fn parse<'a>(bytes: &'a AlignedBytes, path: &Path) -> Result<Model<'a>> {
@@ -313,12 +356,13 @@ fn writable(out: &Path) -> Result<()> {
 }
 
 /// A bar on the terminal; none elsewhere.
-fn progress(tiles: usize, what: &'static str) -> ProgressBar {
+fn progress(count: usize, what: &'static str, unit: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} tiles  {per_sec}  {eta} left");
-    ProgressBar::new(tiles as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(what)
+    let style =
+        ProgressStyle::with_template(&format!("{{msg}} {{bar:40}} {{pos}}/{{len}} {unit}  {{per_sec}}  {{eta}} left"));
+    ProgressBar::new(count as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(what)
 }
 
 /// Writes to standard output; a reader that has gone away is not an error.

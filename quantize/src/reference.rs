@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use nadir::Tile;
-use nadir::model::{Architecture, STAGES};
+use nadir::model::{Architecture, Place, STAGES};
 use nadir_formats::{BandCard, Encoder, Tiles};
 use rayon::prelude::*;
 
@@ -120,6 +120,15 @@ impl Map {
         &self.data[channel * self.positions()..][..self.positions()]
     }
 
+    /// `[positions, channels]`.
+    fn rows(&self) -> Vec<f64> {
+        let mut values = vec![0.0; self.data.len()];
+        for c in 0..self.channels {
+            values[c..].iter_mut().step_by(self.channels).zip(self.plane(c)).for_each(|(to, &from)| *to = from);
+        }
+        values
+    }
+
     fn plane_mut(&mut self, channel: usize) -> &mut [f64] {
         let positions = self.positions();
         &mut self.data[channel * positions..][..positions]
@@ -168,17 +177,50 @@ impl Reference {
 
         for stage in 0..STAGES {
             if stage > 0 {
-                let name = format!("downsample_layers.{}", stage - 1);
-                let tap = |part| Tap::Downsample { stage, part };
-                x = self.norm(x, &format!("{name}.0"), |map| show(observer, tap(DownsampleTap::Normalised), map));
-                x = self.convolution(&x, &format!("{name}.1"), arch.dim(stage), 2, 2, 0);
-                show(observer, tap(DownsampleTap::Output), &x);
+                x = self.downsample(x, stage, observer);
             }
             for block in 0..usize::from(arch.depths[stage]) {
                 x = self.block(x, stage, block, observer);
             }
         }
+        self.head(&x, observer).data
+    }
 
+    /// What one place, other than the stem, makes of the map that another engine gave: `[positions, channels]` in and out.
+    ///
+    /// # Panics
+    /// If `map` does not have the length of the place's input, or the place is the stem or none of this encoder.
+    pub fn place(&self, place: Place, map: &[f64]) -> Vec<f64> {
+        let stage = match place {
+            Place::Stem => panic!("the stem reads a tile"),
+            Place::Downsample { stage } => usize::from(stage) - 1,
+            Place::Block { stage, .. } => stage.into(),
+            Place::Head => STAGES - 1,
+        };
+        let (channels, side) = (self.architecture.dim(stage), self.architecture.grid(stage));
+        assert_eq!(map.len(), channels * side * side, "the map does not have the place's shape");
+        let mut x = Map::zeros(channels, side, side);
+        for c in 0..channels {
+            x.plane_mut(c).iter_mut().zip(map[c..].iter().step_by(channels)).for_each(|(to, &from)| *to = from);
+        }
+        x = match place {
+            Place::Downsample { stage } => self.downsample(x, stage.into(), &mut Blind),
+            Place::Block { block, .. } => self.block(x, stage, block.into(), &mut Blind),
+            _ => self.head(&x, &mut Blind),
+        };
+        x.rows()
+    }
+
+    fn downsample(&self, x: Map, stage: usize, observer: &mut dyn Observer) -> Map {
+        let name = format!("downsample_layers.{}", stage - 1);
+        let tap = |part| Tap::Downsample { stage, part };
+        let x = self.norm(x, &format!("{name}.0"), |map| show(observer, tap(DownsampleTap::Normalised), map));
+        let x = self.convolution(&x, &format!("{name}.1"), self.architecture.dim(stage), 2, 2, 0);
+        show(observer, tap(DownsampleTap::Output), &x);
+        x
+    }
+
+    fn head(&self, x: &Map, observer: &mut dyn Observer) -> Map {
         let mut pooled = Map::zeros(x.channels, 1, 1);
         for c in 0..x.channels {
             pooled.data[c] = x.plane(c).iter().sum::<f64>() / x.positions() as f64;
@@ -186,7 +228,7 @@ impl Reference {
         show(observer, Tap::Pooled, &pooled);
         let embedding = self.norm(pooled, "norm", |_| {});
         show(observer, Tap::Embedding, &embedding);
-        embedding.data
+        embedding
     }
 
     /// The embeddings of all tiles, in order.
@@ -197,42 +239,14 @@ impl Reference {
         (0..tiles.len()).into_par_iter().map(|i| self.embed(tiles.tile(i), &mut Blind)).collect()
     }
 
-    /// Shows all tiles to observers made by `make`, one for each run of `run` tiles, and returns them in the order of the tiles:
-    /// merging them in that order gives the same result on any number of threads.
-    ///
-    /// # Panics
-    /// As [`Reference::embed`]; or if `run` is 0.
-    pub fn observe_all<O: Observer + Send>(&self, tiles: &Tiles, run: usize, make: impl Fn() -> O + Sync) -> Vec<O> {
-        (0..tiles.len().div_ceil(run))
-            .into_par_iter()
-            .map(|chunk| {
-                let mut observer = make();
-                for i in chunk * run..tiles.len().min((chunk + 1) * run) {
-                    self.embed(tiles.tile(i), &mut observer);
-                }
-                observer
-            })
-            .collect()
-    }
-
     fn weight(&self, name: &str) -> &[f64] {
         &self.weights[name]
     }
 
-    /// Normalisation is defined in f32; no data becomes 0.
     fn normalised(&self, tile: Tile<'_>) -> Map {
         let side = usize::from(self.architecture.tile_size);
-        let mut map = Map::zeros(self.bands.len(), side, side);
-        assert_eq!(map.data.len(), tile.len(), "the tile does not have the encoder's shape");
-        for (band, card) in self.bands.iter().enumerate() {
-            let start = band * side * side;
-            for (i, v) in map.plane_mut(band).iter_mut().enumerate() {
-                let stored = tile.value(start + i).unwrap_or(f32::NAN);
-                let missing = !stored.is_finite() || card.no_data == Some(stored);
-                *v = if missing { 0.0 } else { f64::from((stored - card.mean) / card.std) };
-            }
-        }
-        map
+        let data = normalised(tile, &self.bands, self.architecture.tile_size).into_iter().map(f64::from).collect();
+        Map { channels: self.bands.len(), height: side, width: side, data }
     }
 
     /// Dense convolution with a square kernel.
@@ -353,6 +367,26 @@ impl Reference {
     }
 }
 
+/// What enters an encoder: of each value of a tile `[bands, side, side]` `(value - mean) / std`, which is defined in f32; 0 where there is no
+/// data.
+///
+/// # Panics
+/// If the tile has another length.
+pub fn normalised(tile: Tile<'_>, bands: &[BandCard], side: u16) -> Vec<f32> {
+    let positions = usize::from(side).pow(2);
+    assert_eq!(bands.len() * positions, tile.len(), "the tile does not have the encoder's shape");
+    let value = |(i, card): (usize, &BandCard)| {
+        let stored = tile.value(i).unwrap_or(f32::NAN);
+        let missing = !stored.is_finite() || card.no_data == Some(stored);
+        if missing { 0.0 } else { (stored - card.mean) / card.std }
+    };
+    bands
+        .iter()
+        .enumerate()
+        .flat_map(|(b, card)| (0..positions).map(move |i| value((b * positions + i, card))))
+        .collect()
+}
+
 /// Adds the convolution of one input plane with one kernel to one output plane.
 fn add_plane(out: &mut Map, o: usize, x: &Map, i: usize, taps: &[f64], kernel: usize, stride: usize, padding: usize) {
     let (height, width) = (out.height, out.width);
@@ -386,13 +420,5 @@ fn show(observer: &mut dyn Observer, tap: Tap, map: &Map) {
     if !observer.wants(tap) {
         return;
     }
-    let positions = map.positions();
-    let mut values = vec![0.0; map.data.len()];
-    for c in 0..map.channels {
-        for (p, &v) in map.plane(c).iter().enumerate() {
-            values[p * map.channels + c] = v;
-        }
-    }
-    debug_assert_eq!(values.len(), positions * map.channels);
-    observer.observe(tap, map.channels, &values);
+    observer.observe(tap, map.channels, &map.rows());
 }

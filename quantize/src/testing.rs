@@ -135,6 +135,7 @@ pub fn random_int8_model(name: &str, architecture: Architecture, bands: &[&str],
     let header = Header {
         name,
         embedding_space: name,
+        model_version: 1,
         precision: Precision::Int8,
         architecture,
         embedding_dimension: architecture.dims[3],

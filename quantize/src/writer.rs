@@ -1,9 +1,11 @@
-//! Writes a `.nadir` file (`docs/model-file.md`); the same for every precision.
+//! Writes a `.nadir` file (`docs/model-file.md`); the same for every precision. What a file for flight has besides the tensors,
+//! [`crate::flight`] adds.
 
 use anyhow::{Context, Result, ensure};
+use nadir::model::parity::{WORD_BYTES, parity_of};
 use nadir::model::{
-    ALIGNMENT, Dtype, Header, KIND_TENSOR, MAGIC, Model, PREFIX_BYTES, Precision, Provenance, VERSION_MAJOR,
-    VERSION_MINOR, crc32c,
+    ALIGNMENT, Dtype, END_BYTES, ENTRY_BYTES, HEAD_CRC_BYTES, Header, KIND_PRODUCTS, KIND_TENSOR, MAGIC, Model,
+    PREFIX_BYTES, Precision, Provenance, VERSION_MAJOR, crc32c,
 };
 use nadir_formats::{AlignedBytes, ModelCard};
 
@@ -50,7 +52,35 @@ impl SectionData {
     }
 }
 
-/// The header of a model made from `card`, in `precision`.
+/// A section as it lies in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// [`KIND_TENSOR`], or an ancillary kind.
+    pub kind: u8,
+    /// Type of the elements.
+    pub dtype: Dtype,
+    /// The elements, little-endian.
+    pub bytes: Vec<u8>,
+}
+
+impl Section {
+    /// A tensor.
+    pub fn tensor(data: &SectionData) -> Self {
+        Self { kind: KIND_TENSOR, dtype: data.dtype(), bytes: data.bytes() }
+    }
+
+    /// The sections of a model, in order.
+    pub fn all_of(model: &Model<'_>) -> Vec<Self> {
+        let entries = (0..model.section_count()).filter_map(|index| model.section_entry(index));
+        let section = |entry: nadir::model::SectionEntry| {
+            let bytes = model.section_bytes(entry.index as usize).to_vec();
+            Self { kind: entry.kind, dtype: entry.dtype, bytes }
+        };
+        entries.map(section).collect()
+    }
+}
+
+/// The header of a model of version 1 made from `card`, in `precision`.
 ///
 /// # Errors
 /// If the card holds a text that is too long, or bands that are not possible.
@@ -58,6 +88,7 @@ pub fn header(card: &ModelCard, precision: Precision) -> Result<Header<'_>> {
     Ok(Header {
         name: &card.name,
         embedding_space: &card.embedding_space,
+        model_version: 1,
         precision,
         architecture: card.architecture,
         embedding_dimension: card.architecture.dims[3],
@@ -71,58 +102,82 @@ pub fn header(card: &ModelCard, precision: Precision) -> Result<Header<'_>> {
     })
 }
 
-/// The whole file: `sections` are the tensors in the order of [`nadir::model::expected_section`]. The result was read back by the
-/// runtime's own parser.
+/// A file of tensors alone: `sections` are those of [`nadir::model::expected_section`], in that order. The result was read back by the runtime's own
+/// parser.
 ///
 /// # Errors
 /// If the header or a section is not what the format asks for.
 pub fn write_model(header: &Header<'_>, sections: &[SectionData]) -> Result<Vec<u8>> {
+    let sections: Vec<_> = sections.iter().map(Section::tensor).collect();
+    write_file(header, &sections, false)
+}
+
+/// A file of any sections, with or without parity, read back by the runtime's own parser.
+///
+/// # Errors
+/// If the header or a section is not what the format asks for.
+pub fn write_file(header: &Header<'_>, sections: &[Section], parity: bool) -> Result<Vec<u8>> {
     header.validate()?;
-    let bytes = encode(header, sections)?;
+    let bytes = encode(header, sections, parity)?;
     Model::parse(&AlignedBytes::copy_of(&bytes)).context("the model just written does not read back")?;
     Ok(bytes)
 }
 
-/// As [`write_model`], without reading back: for tests that need wrong files with right checksums.
+/// As [`write_file`], without reading back: for tests that need wrong files with right checksums.
 ///
 /// # Errors
 /// If the header does not encode.
-pub fn encode(header: &Header<'_>, sections: &[SectionData]) -> Result<Vec<u8>> {
+pub fn encode(header: &Header<'_>, sections: &[Section], parity: bool) -> Result<Vec<u8>> {
     let header = postcard::to_stdvec(header).context("header")?;
     ensure!(header.len() <= nadir::model::MAX_HEADER, "header has {} bytes, too many", header.len());
     let mut out = Vec::new();
     out.extend(MAGIC);
     out.extend(VERSION_MAJOR.to_le_bytes());
-    out.extend(VERSION_MINOR.to_le_bytes());
+    // The lowest minor version that holds what the file has.
+    let minor = u16::from(sections.iter().any(|section| section.kind == KIND_PRODUCTS));
+    out.extend(minor.to_le_bytes());
     out.extend((header.len() as u32).to_le_bytes());
     out.extend((sections.len() as u32).to_le_bytes());
+    out.extend(if parity { [0xff; 4] } else { [0; 4] });
     out.resize(PREFIX_BYTES, 0);
     out.extend(header);
     pad(&mut out);
 
-    let data: Vec<_> = sections.iter().map(SectionData::bytes).collect();
-    let table_end = out.len() + sections.len() * nadir::model::ENTRY_BYTES;
-    let mut offset = (table_end + 4).next_multiple_of(ALIGNMENT);
+    let table_end = out.len() + sections.len() * ENTRY_BYTES;
+    let mut offset = (table_end + HEAD_CRC_BYTES).next_multiple_of(ALIGNMENT);
     let mut table = Vec::new();
-    for (index, (section, data)) in sections.iter().zip(&data).enumerate() {
-        table.extend([KIND_TENSOR, section.dtype() as u8, 0, 0]);
+    for (index, Section { kind, dtype, bytes }) in sections.iter().enumerate() {
+        table.extend([*kind, *dtype as u8, 0, 0]);
         table.extend((index as u32).to_le_bytes());
         table.extend((offset as u64).to_le_bytes());
-        table.extend(((data.len() / section.dtype().bytes()) as u64).to_le_bytes());
-        table.extend(crc32c(data).to_le_bytes());
+        table.extend(((bytes.len() / dtype.bytes()) as u64).to_le_bytes());
+        table.extend(crc32c(bytes).to_le_bytes());
         table.extend([0; 4]);
-        offset = (offset + data.len()).next_multiple_of(ALIGNMENT);
+        offset = (offset + bytes.len()).next_multiple_of(ALIGNMENT);
     }
     out.extend(table);
-    out[24..32].copy_from_slice(&(offset as u64 + 4).to_le_bytes());
-    out.extend(crc32c(&out).to_le_bytes());
+    let data_bytes = offset + END_BYTES;
+    let file_bytes = if parity { data_bytes + data_bytes / WORD_BYTES } else { data_bytes };
+    out[24..32].copy_from_slice(&(file_bytes as u64).to_le_bytes());
+    let head = crc32c(&out);
+    out.extend([0; 4]);
+    out.extend(head.to_le_bytes());
     pad(&mut out);
-    for data in data {
-        out.extend(data);
+    for section in sections {
+        out.extend(&section.bytes);
         pad(&mut out);
     }
     out.extend(crc32c(&out).to_le_bytes());
+    pad(&mut out);
+    if parity {
+        out.extend(parity_bytes(&out));
+    }
     Ok(out)
+}
+
+/// The parity bytes of the data of a file.
+pub fn parity_bytes(data: &[u8]) -> Vec<u8> {
+    data.as_chunks().0.iter().map(|word| parity_of(u64::from_le_bytes(*word))).collect()
 }
 
 /// Zeros up to the next multiple of [`ALIGNMENT`].

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::Command;
 
 use common::Folder;
-use nadir::model::Architecture;
-use nadir_formats::{Encoder, Matrix, Pixels, Tiles};
+use nadir::model::{Architecture, Model};
+use nadir_formats::{AlignedBytes, Encoder, Matrix, Pixels, Tiles};
 use nadir_quantize::compare::Agreement;
 use nadir_quantize::reference::Reference;
 use nadir_quantize::testing::{random_encoder, random_tiles};
@@ -149,8 +149,8 @@ fn damaged_models_are_refused() {
         ("short.nadir", Box::new(|b| b.truncate(5000)), "is truncated: 5000 bytes"),
         ("empty.nadir", Box::new(Vec::clear), "is truncated: 0 bytes"),
         ("flipped.nadir", Box::new(|b| b[9000] ^= 4), "is damaged: CRC is"),
-        ("version.nadir", Box::new(|b| b[8] = 9), "version is 9.0, this runtime reads 2.x"),
-        ("old.nadir", Box::new(|b| b[8] = 1), "version is 1.0, this runtime reads 2.x"),
+        ("version.nadir", Box::new(|b| b[8] = 9), "version is 9.0, this runtime reads 1.x"),
+        ("old.nadir", Box::new(|b| b[2..4].copy_from_slice(b"DR")), "a draft of the format: convert the model again"),
         ("text.nadir", Box::new(|b| _ = b.remove(4)), "not a .nadir model"),
         ("long.nadir", Box::new(|b| b.push(0)), "its prefix says"),
     ];
@@ -285,8 +285,52 @@ fn tiles_without_pixels_or_without_numbers() {
         let [nan, mean] = ["nan-e.npy", "mean-e.npy"].map(|e| Matrix::read(&bench.path(e)).unwrap());
         assert!(nan == mean && nan.data.iter().all(|v| v.is_finite()), "{model}");
     }
-    // Scales can be set even by tiles that hold nothing.
-    bench.good("convert --model m.safetensors --precision int8 --calibrate nan.npy --out nan.nadir");
+    // Tiles that hold nothing set no scales.
+    let calibrate =
+        |tiles: &str| format!("convert --model m.safetensors --precision int8 --calibrate {tiles} --out n.nadir");
+    bench.bad(&calibrate("nan.npy"), &["nan.npy", "1 tiles are too few", "at least 4"]);
+    let nothing = Tiles { shape: [4, 3, 32, 32], pixels: Pixels::F32(vec![f32::NAN; 4 * 3 * 32 * 32]) };
+    nothing.write(&bench.path("nothing.npy")).unwrap();
+    bench.bad(&calibrate("nothing.npy"), &["nothing.npy", "band B4", "no data"]);
+}
+
+/// Each option changes the file, the defaults are those of the library, and warnings do not fail.
+#[test]
+fn calibration_is_chosen() {
+    let bench = Bench::new();
+    let file = |options: &str| {
+        bench
+            .good(&format!("convert --model m.safetensors --precision int8 --calibrate t.npy --out q.nadir {options}"));
+        std::fs::read(bench.path("q.nadir")).unwrap()
+    };
+    // What the library gives has the same tensors, and nothing beside them.
+    let tensors = |bytes: &[u8]| -> Vec<Vec<u8>> {
+        let bytes = AlignedBytes::copy_of(bytes);
+        let model = Model::parse(&bytes).unwrap();
+        let indices = (0..model.section_count()).filter(|&i| model.section_entry(i).is_some_and(|e| e.kind == 0));
+        indices.map(|i| model.section_bytes(i).to_vec()).collect()
+    };
+    let plain = file("");
+    assert!(tensors(&plain) == tensors(&nadir_quantize::int8::convert(&bench.encoder, &bench.tiles).unwrap()));
+    assert!(plain == file("--calibration minmax --rounding gptq --bias-correction on"));
+    let others = [
+        "--calibration mse",
+        "--calibration entropy",
+        "--calibration percentile",
+        "--calibration percentile --percentile 99",
+    ];
+    let others = others.into_iter().chain(["--rounding nearest", "--bias-correction off"]);
+    let all: std::collections::BTreeSet<Vec<u8>> = others.map(file).chain([plain]).collect();
+    assert_eq!(all.len(), 7, "every option makes another file");
+    // 24 tiles are few, and too few to choose by; 32 are enough.
+    let options = "convert --model m.safetensors --precision int8 --calibration auto --out q.nadir --calibrate";
+    let stderr = |tiles: &str| String::from_utf8(bench.run(&format!("{options} {tiles}")).stderr).unwrap();
+    let few = stderr("t.npy");
+    assert!(few.contains("warning") && few.contains("24 calibration tiles are few") && !few.contains("dB"), "{few}");
+    random_tiles(32, 3, 32, 4).write(&bench.path("t32.npy")).unwrap();
+    assert!(stderr("t32.npy").contains("block 2.1 GRN"));
+    bench.bad(&format!("{options} t.npy --bands B4,B3"), &["t.npy", "2 names given for 3 bands"]);
+    assert_eq!(bench.run(&format!("{options} t.npy --percentile 30")).status.code(), Some(2));
 }
 
 #[test]
@@ -297,4 +341,84 @@ fn wrong_usage_exits_with_2() {
         assert_eq!(bench.run(arguments).status.code(), Some(2), "{arguments}");
     }
     assert!(bench.good("--help").contains("inspect"));
+}
+
+/// From a key of openssl's to a file that is signed, damaged, refused, repaired and accepted.
+#[test]
+fn models_are_signed_checked_and_repaired() {
+    let bench = Bench::new();
+    let keys = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/reference/signature");
+    for name in ["key.pem", "public.pem", "other.pem"] {
+        std::fs::copy(keys.join(name), bench.path(name)).unwrap();
+    }
+    bench.good("convert --model m.safetensors --precision int8 --calibrate t.npy --out q.nadir --parity --model-version 5 --sign key.pem");
+    let text = bench.good("check q.nadir --key public.pem --at-least 5");
+    for part in [
+        "format       sound",
+        "parity       fits every word",
+        "self-test    passed, 2 tiles",
+        "signature    good",
+        "version      5",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    let json: Value = serde_json::from_str(&bench.good("check q.nadir --json")).unwrap();
+    assert_eq!(json["sound"], true);
+    assert!(json["checks"]["signature"].as_str().unwrap().ends_with("not verified"));
+    let json: Value = serde_json::from_str(&bench.good("inspect q.nadir --json")).unwrap();
+    assert_eq!(
+        (&json["header"]["model_version"], &json["parity"], &json["self_test"]["tiles"]),
+        (&5.into(), &true.into(), &2.into())
+    );
+    let text = bench.good("inspect q.nadir");
+    for part in ["one byte a 64-bit word", "self-test", "checksum columns", "signature", "not verified"] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+
+    bench.bad("check q.nadir --key other.pem", &["q.nadir: the file was signed with key", "not with"]);
+    bench.bad("check q.nadir --key public.pem --at-least 6", &["version is 5, at least 6 is required"]);
+    bench.bad("check q.nadir --at-least 6", &["version is 5, at least 6 is required"]);
+    bench.bad("check m.nadir --key public.pem", &["m.nadir: the file is not signed"]);
+    bench.bad("check q.nadir --key key.pem", &["key.pem: no public key of Ed25519 in PEM"]);
+    bench.bad("sign m.nadir --key public.pem", &["public.pem: no private key of Ed25519 in PEM"]);
+    bench.bad("sign m.nadir --key missing.pem", &["missing.pem: "]);
+    bench.bad("repair m.nadir --out r.nadir", &["m.nadir: the file has no parity"]);
+    assert!(!bench.path("r.nadir").exists());
+
+    assert!(bench.good("sign m.nadir --key key.pem --out s.nadir").starts_with("s.nadir: signed with key "));
+    bench.good("check s.nadir --key public.pem");
+    bench.bad("check m.nadir --key public.pem", &["not signed"]);
+    bench.good("sign m.nadir --key key.pem");
+    assert_eq!(std::fs::read(bench.path("m.nadir")).unwrap(), std::fs::read(bench.path("s.nadir")).unwrap());
+
+    // A flipped bit in a tensor: the block, the section and its place are named.
+    let good = std::fs::read(bench.path("q.nadir")).unwrap();
+    let json: Value = serde_json::from_str(&bench.good("inspect q.nadir --json")).unwrap();
+    let section = json["sections"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|s| s["place"] == "block 2.1" && s["name"] == "pointwise 1 weight");
+    let (index, at) =
+        (section.unwrap()["index"].as_u64().unwrap(), section.unwrap()["offset"].as_u64().unwrap() as usize + 70);
+    let start = json["sections"][0]["offset"].as_u64().unwrap() as usize;
+    std::fs::write(bench.path("d.nadir"), edited(&bench.path("q.nadir"), |b| b[at] ^= 8)).unwrap();
+    let named = format!("section {index} (block 2.1 pointwise 1 weight) is damaged");
+    let block = format!("block {} (", (at - start) / 4096);
+    let bit = format!("1 bit is flipped, quantize repair sets right (the first: bit 3 of byte {at})");
+    bench.bad("check d.nadir", &["d.nadir: ", &named, &block, &bit]);
+    let text = bench.good("repair d.nadir --out r.nadir");
+    assert_eq!(text, format!("r.nadir: 1 bits set right, the first bit 3 of byte {at}\n"));
+    assert_eq!(std::fs::read(bench.path("r.nadir")).unwrap(), good);
+    // Two in a word.
+    std::fs::write(bench.path("d.nadir"), edited(&bench.path("q.nadir"), |b| b[at] ^= 9)).unwrap();
+    let word = format!("1 words have more than one flipped bit, the first at byte {}", at / 8 * 8);
+    bench.bad("check d.nadir", &[&named, &word]);
+    bench.bad("repair d.nadir --out r2.nadir", &[&word]);
+    assert!(!bench.path("r2.nadir").exists());
+    // In the head nothing can be located, and the parity still helps.
+    std::fs::write(bench.path("d.nadir"), edited(&bench.path("q.nadir"), |b| b[1] ^= 1)).unwrap();
+    bench.bad("check d.nadir", &["not a .nadir model", "1 bit is flipped, quantize repair"]);
+    bench.good("repair d.nadir --out r.nadir");
+    bench.good("check r.nadir --key public.pem --at-least 5");
 }

@@ -2,12 +2,12 @@
 
 use nadir::encoder::Encoder as Engine;
 use nadir::model::{
-    ALIGNMENT, Architecture, Dtype, ENTRY_BYTES, Header, Model, ModelError, PREFIX_BYTES, Precision, crc32c,
-    expected_section,
+    ALIGNMENT, Architecture, Dtype, END_BYTES, ENTRY_BYTES, HEAD_CRC_BYTES, Header, KIND_BLOCKS, Model, ModelError,
+    PREFIX_BYTES, Precision, crc32c, expected_section,
 };
 use nadir_formats::{AlignedBytes, Encoder, Tiles};
 use nadir_quantize::testing::{Random, random_encoder, random_tiles};
-use nadir_quantize::writer::{SectionData, encode, header};
+use nadir_quantize::writer::{Section, SectionData, encode, header};
 use nadir_quantize::{float, int8};
 
 const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::F16, Precision::Int8];
@@ -39,13 +39,14 @@ fn u32_at(bytes: &[u8], at: usize) -> usize {
 fn table(bytes: &[u8]) -> Option<(usize, usize)> {
     let (header, rows) = (u32_at(bytes, 12), u32_at(bytes, 16));
     let start = PREFIX_BYTES.checked_add(header)?.next_multiple_of(ALIGNMENT);
-    (start.checked_add(rows.checked_mul(ENTRY_BYTES)?)?.checked_add(8)? < bytes.len()).then_some((start, rows))
+    (start.checked_add(rows.checked_mul(ENTRY_BYTES)?)?.checked_add(HEAD_CRC_BYTES + END_BYTES)? < bytes.len())
+        .then_some((start, rows))
 }
 
 /// Makes every checksum right again, and the length, so that the checks behind them are reached.
 fn reseal(bytes: &mut [u8]) {
     let length = bytes.len();
-    if length < PREFIX_BYTES + 4 {
+    if length < PREFIX_BYTES + END_BYTES {
         return;
     }
     bytes[24..32].copy_from_slice(&(length as u64).to_le_bytes());
@@ -60,10 +61,11 @@ fn reseal(bytes: &mut [u8]) {
         }
         let end = start + rows * ENTRY_BYTES;
         let crc = crc32c(&bytes[..end]);
-        bytes[end..end + 4].copy_from_slice(&crc.to_le_bytes());
+        bytes[end + 4..end + 8].copy_from_slice(&crc.to_le_bytes());
     }
-    let crc = crc32c(&bytes[..length - 4]);
-    bytes[length - 4..].copy_from_slice(&crc.to_le_bytes());
+    let end = length - END_BYTES;
+    let crc = crc32c(&bytes[..end]);
+    bytes[end..end + 4].copy_from_slice(&crc.to_le_bytes());
 }
 
 #[test]
@@ -75,7 +77,7 @@ fn what_was_written_is_read() {
         assert_eq!(*model.header(), header(&encoder.card, precision).unwrap());
         assert_eq!((model.name(), model.precision()), ("random-5", precision));
         assert_eq!(model.bands()[1].name, "B8A");
-        assert_eq!(model.file_crc() as usize, u32_at(&bytes, bytes.len() - 4));
+        assert_eq!(model.file_crc() as usize, u32_at(&bytes, bytes.len() - END_BYTES));
         let mut total = 0;
         for index in 0..model.section_count() {
             let (entry, spec) = (model.section_entry(index).unwrap(), model.expected(index).unwrap());
@@ -102,7 +104,7 @@ fn what_was_written_is_read() {
 #[test]
 fn the_first_bytes_are_laid_down() {
     let bytes = file(Precision::F32);
-    assert_eq!(bytes[..12], *b"\x89NDR\r\n\x1a\n\x02\x00\x00\x00");
+    assert_eq!(bytes[..12], *b"\x89NAD\r\n\x1a\n\x01\x00\x00\x00");
     // CRC-32C of "123456789" is the published check value.
     assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     let postcard_name = &bytes[PREFIX_BYTES..PREFIX_BYTES + 9];
@@ -116,7 +118,7 @@ fn damaged_files_never_panic() {
         let good = file(precision);
         let (_, tiles) = tiny();
         let (table_start, rows) = table(&good).unwrap();
-        let data_start = table_start + rows * ENTRY_BYTES + 4;
+        let data_start = table_start + rows * ENTRY_BYTES + HEAD_CRC_BYTES;
         let mut random = Random::new(11);
         let (mut refused, mut accepted, mut deep) = (0, 0, std::collections::BTreeMap::<String, u32>::new());
         for round in 0..10_000 {
@@ -161,7 +163,7 @@ fn damaged_files_never_panic() {
                 10 => {
                     let at = random.below(good.len());
                     match random.below(3) {
-                        0 => bytes.truncate(at),
+                        0 => bytes.truncate(at / ALIGNMENT * ALIGNMENT),
                         1 => bytes.insert(at, random.bits() as u8),
                         _ => _ = bytes.remove(at),
                     }
@@ -200,6 +202,19 @@ fn damaged_files_never_panic() {
         println!("{}: {refused} refused, {accepted} accepted and run; {deep:?}", precision.name());
         assert!(refused > 5_000 && accepted > 500 && deep.len() > 12, "{refused} {accepted} {deep:?}");
     }
+}
+
+/// Also where only the header differs: a CRC right behind its bytes would cancel them.
+#[test]
+fn the_crc_names_the_whole_file() {
+    let (mut encoder, _) = tiny();
+    let mut crcs = std::collections::BTreeSet::new();
+    for name in ["one", "two", "three", "four"] {
+        encoder.card.name = name.into();
+        let file = AlignedBytes::copy_of(&float::convert(&encoder, Precision::F32).unwrap());
+        crcs.insert(Model::parse(&file).unwrap().file_crc());
+    }
+    assert_eq!(crcs.len(), 4);
 }
 
 /// Every single bit of a whole file.
@@ -246,20 +261,24 @@ fn every_error_says_what_is_wrong() {
     refuse(&[&good[..], &[0]].concat(), "its prefix says");
     refuse(b"not a model, but long enough to hold the prefix", "not a .nadir model: the magic number is [6e,");
     changed(&|b| _ = b.remove(4), "not a .nadir model");
-    changed(&|b| b[8] = 1, "version is 1.0, this runtime reads 2.x");
-    changed(&|b| b[8] = 3, "version is 3.0, this runtime reads 2.x");
+    changed(&|b| b[..8].copy_from_slice(b"\x89NDR\r\n\x1a\n"), "a draft of the format: convert the model again");
+    changed(&|b| b[8] = 2, "version is 2.0, this runtime reads 1.x");
+    changed(&|b| b[9] = 1, "version is 257.0, this runtime reads 1.x");
+    changed(&|b| b[20] = 7, "parity field is 00000007, must be 00000000 (none) or ffffffff");
+    changed(&|b| b[20..24].fill(0xff), "bytes, must be a multiple of 72");
     changed(&|b| b[40] ^= 1, "head (prefix, header and section table) is damaged");
-    changed(&|b| *b.last_mut().unwrap() ^= 1, "file is damaged");
+    changed(&|b| b[good.len() - END_BYTES] ^= 1, "file is damaged");
+    changed(&|b| *b.last_mut().unwrap() = 1, "is 0x01, must be zero");
     let first = u32_at(&good, table_start + 8);
     changed(&|b| b[first] ^= 1, "section 0 (stem initial convolution weight) is damaged: CRC is");
 
     // Prefix, with right checksums.
     sealed(&|b| b[13] = 0xff, "header has 65");
-    sealed(&|b| b[20] = 7, "byte 20 is 0x07, must be zero");
     sealed(&|b| b[16] = 0, "must be zero (padding or reserved)");
     sealed(&|b| b[18] = 1, "model is truncated");
-    let end = table_start + rows * ENTRY_BYTES + 4;
+    let end = table_start + rows * ENTRY_BYTES;
     sealed(&|b| b[end] = 1, "must be zero (padding or reserved)");
+    sealed(&|b| b[end + HEAD_CRC_BYTES] = 1, "must be zero (padding or reserved)");
 
     // Table, with right checksums.
     sealed(&|b| b[table_start + 4] = 9, "section 0: index is 9, expected 0");
@@ -269,19 +288,20 @@ fn every_error_says_what_is_wrong() {
     sealed(&|b| b[table_start] = 3, "section 0: kind is 3");
     sealed(&|b| b[table_start + 1] = 2, "holds 288 i8, expected 288 f32");
     sealed(&|b| b[table_start + 16] = 1, "section 0 (stem initial convolution weight) holds 257 f32, expected 288 f32");
-    sealed(&|b| b[table_start] = 0x80, "section 1: kind is 0");
+    sealed(&|b| b[table_start] = 0x90, "section 1: kind is 0");
 
-    let last = good.len() - 4 - ALIGNMENT;
-    sealed(&|b| b.truncate(last + 4), &format!("section {}: elements is 6, expected 0", rows - 1));
+    sealed(&|b| b.truncate(good.len() - ALIGNMENT), &format!("section {}: elements is 6, expected 0", rows - 1));
+    sealed(&|b| b.resize(good.len() + ALIGNMENT, 0), "its prefix says");
+    sealed(&|b| b.truncate(good.len() - 1), "bytes, must be a multiple of 64");
 
     // Weights.
     sealed(&|b| b[first + 4..first + 8].copy_from_slice(&f32::NAN.to_le_bytes()), "not finite at element 1");
 
     // Header fields.
-    let sections: Vec<SectionData> = (0..rows)
+    let sections: Vec<Section> = (0..rows)
         .map(|i| {
             let spec = expected_section(&encoder.card.architecture, 2, Precision::F32, i).unwrap();
-            SectionData::F32(vec![0.5; spec.elements])
+            Section::tensor(&SectionData::F32(vec![0.5; spec.elements]))
         })
         .collect();
     let header = header(&encoder.card, Precision::F32).unwrap();
@@ -289,6 +309,7 @@ fn every_error_says_what_is_wrong() {
         let mut header = Header {
             name: "name",
             embedding_space: "space",
+            model_version: 1,
             provenance: Default::default(),
             precision: header.precision,
             architecture: header.architecture,
@@ -296,7 +317,7 @@ fn every_error_says_what_is_wrong() {
             bands: header.bands.clone(),
         };
         change(&mut header);
-        refuse(&encode(&header, &sections).unwrap(), expected);
+        refuse(&encode(&header, &sections, false).unwrap(), expected);
     };
     written(&|h| h.name = "", "name has 0 bytes, limits are 1 to 32");
     written(&|h| h.embedding_space = "this is longer than thirty-two bytes", "embedding_space has 36 bytes");
@@ -311,11 +332,30 @@ fn every_error_says_what_is_wrong() {
     written(&|h| h.architecture.depths[0] = 2, "section 18 (block 0.1 depthwise weight) holds 3 f32, expected 784 f32");
     written(&|h| h.architecture.depths[2] = 1, "holds");
     refuse(
-        &encode(&header, &sections[..rows - 1]).unwrap(),
+        &encode(&header, &sections[..rows - 1], false).unwrap(),
         &format!("model has {} tensors, the architecture needs {rows}", rows - 1),
     );
-    let more = [&sections[..], &[SectionData::I8(vec![1])]].concat();
-    refuse(&encode(&header, &more).unwrap(), &format!("model has {} tensors, the architecture needs {rows}", rows + 1));
+    let more = |section: Section| encode(&header, &[&sections[..], &[section]].concat(), false).unwrap();
+    refuse(
+        &more(Section::tensor(&SectionData::I8(vec![1]))),
+        &format!("model has {} tensors, the architecture needs {rows}", rows + 1),
+    );
+
+    // Ancillary sections: type, length, order, and what float models cannot have.
+    let blocks = |dtype, bytes: usize| Section { kind: KIND_BLOCKS, dtype, bytes: vec![0; bytes] };
+    let tensor_bytes: usize = sections.iter().map(|s| s.bytes.len().next_multiple_of(ALIGNMENT)).sum();
+    let right = 4 * tensor_bytes.div_ceil(4096);
+    assert!(Model::parse(&AlignedBytes::copy_of(&more(blocks(Dtype::I32, right)))).is_ok());
+    refuse(&more(blocks(Dtype::I16, right)), &format!("section {rows}: type is 3, expected 4"));
+    refuse(&more(blocks(Dtype::I32, right + 4)), &format!("section {rows}: elements is {}", right / 4 + 1));
+    let other = |kind, bytes| Section { kind, dtype: Dtype::I8, bytes: vec![0; bytes] };
+    refuse(&more(other(0x81, 48)), &format!("section {rows}: elements is 48, expected 0"));
+    refuse(&more(other(0x7f, 1)), &format!("section {rows}: kind is 127, expected 128"));
+    let two = |first, second| encode(&header, &[&sections[..], &[first, second]].concat(), false).unwrap();
+    refuse(&two(other(0x90, 5), other(0x90, 5)), &format!("section {}: kind is 144, expected 145", rows + 1));
+    refuse(&two(other(0xff, 72), other(0x90, 5)), &format!("section {rows}: kind is 255, expected 254"));
+    refuse(&two(other(0x90, 5), other(0xff, 71)), &format!("section {}: elements is 71, expected 72", rows + 1));
+    assert!(Model::parse(&AlignedBytes::copy_of(&two(other(0x90, 5), other(0xff, 72)))).is_ok());
 
     // The postcard encoding: a text that is not UTF-8, and a byte too many.
     sealed(&|b| b[PREFIX_BYTES + 1] = 0xff, "header does not decode");
@@ -347,15 +387,13 @@ fn a_later_minor_version_is_read() {
     let model = Model::parse(&aligned).unwrap();
     let mut sections: Vec<_> = (0..rows)
         .map(|i| match model.section_entry(i).unwrap().dtype {
-            Dtype::F32 => SectionData::F32(model.section(i).to_vec()),
+            Dtype::F32 => Section::tensor(&SectionData::F32(model.section(i).to_vec())),
             _ => unreachable!("an f32 model"),
         })
         .collect();
-    sections.push(SectionData::I16(vec![1, 2, 3]));
-    let mut later = encode(&header, &sections).unwrap();
-    later[10] = 1;
-    let start = table(&later).unwrap().0;
-    later[start + rows * ENTRY_BYTES] = 0x81;
+    sections.push(Section { kind: 0x90, dtype: Dtype::I16, bytes: vec![1, 0, 2, 0, 3, 0] });
+    let mut later = encode(&header, &sections, false).unwrap();
+    later[10] = 2;
     let length = u32_at(&later, 12) as u32;
     later[12..16].copy_from_slice(&(length + 1).to_le_bytes());
     reseal(&mut later);

@@ -29,6 +29,18 @@
 // The most bands of a model.
 #define NADIR_MAX_BANDS 32
 
+// Bytes of a public key for nadir_verify_signature.
+#define NADIR_KEY_BYTES 32
+
+// Product: the first `numbers` of the embedding about its centre, an int8 each with a scale of its own.
+#define NADIR_PRODUCT_INT8 0
+
+// Product: the signs of the embedding about its centre, a bit each; `numbers` is the embedding's dimension.
+#define NADIR_PRODUCT_BINARY 1
+
+// Product: the first `numbers` principal components, an int8 each with a scale of its own.
+#define NADIR_PRODUCT_PCA 2
+
 // Number of rungs: 0 nothing, 1 record, 2 binary code, 3 int8 embedding, 4 whole tile.
 #define NADIR_RUNGS 5
 
@@ -97,6 +109,38 @@ enum nadir_status
   NADIR_STATUS_PROTOTYPES_MISMATCH = -41,
   // An embedding is NaN or infinite.
   NADIR_STATUS_NOT_FINITE = -42,
+  // The model file has no parity: it cannot be repaired.
+  NADIR_STATUS_NO_PARITY = -50,
+  // Words of the model file have more than one flipped bit: `found` of them, the first at byte `expected`.
+  NADIR_STATUS_UNREPAIRABLE = -51,
+  // The model file has no self-test.
+  NADIR_STATUS_NO_SELF_TEST = -52,
+  // The self-test gave other embeddings than those on record.
+  NADIR_STATUS_SELF_TEST_FAILED = -53,
+  // The model, or the delta, is not signed.
+  NADIR_STATUS_NOT_SIGNED = -54,
+  // It was signed with another key.
+  NADIR_STATUS_OTHER_KEY = -55,
+  // The public key is none.
+  NADIR_STATUS_BAD_KEY = -56,
+  // The signature is wrong: the file was changed after it was signed.
+  NADIR_STATUS_BAD_SIGNATURE = -57,
+  // The model's version, `found`, is less than the least allowed, `expected`.
+  NADIR_STATUS_ROLLED_BACK = -58,
+  // This library was built without the verification of signatures.
+  NADIR_STATUS_NO_VERIFICATION = -59,
+  // The model file holds no products.
+  NADIR_STATUS_NO_PRODUCTS = -60,
+  // The bytes are no delta that this library reads.
+  NADIR_STATUS_DELTA = -61,
+  // A part of the delta is damaged: `what` names it; of a block `found` is the number, `expected` the offset of its first byte.
+  NADIR_STATUS_DELTA_DAMAGED = -62,
+  // The slot does not hold the model for which the delta was made; nothing was written.
+  NADIR_STATUS_OTHER_MODEL = -63,
+  // The delta did not make the new model: send the old one again, whole.
+  NADIR_STATUS_UPDATE_FAILED = -64,
+  // A function of the slot or the journal failed: its number, without sign, in `found`, the offset in `expected`.
+  NADIR_STATUS_DEVICE = -65,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -172,6 +216,22 @@ typedef uint32_t nadir_tile_type;
 // An opened model. Lies at the beginning of the arena given to nadir_open.
 typedef struct nadir_encoder nadir_encoder;
 
+// What a delta does.
+typedef struct {
+  // Length of the old file.
+  size_t old_bytes;
+  // Length of the new file; the slot must hold both, in whole pages.
+  size_t new_bytes;
+  // Version of the new model.
+  uint32_t model_version;
+  // 1 if the delta is signed.
+  uint32_t is_signed;
+  // SHA-256 of the old file.
+  uint8_t old_hash[32];
+  // SHA-256 of the new file.
+  uint8_t new_hash[32];
+} nadir_delta_info;
+
 // What went wrong, more closely than the status says it.
 typedef struct {
   // What the function returned.
@@ -186,6 +246,32 @@ typedef struct {
   char what[48];
 } nadir_error;
 
+// The work of applying a delta: opened by nadir_delta_open, gone on with by nadir_delta_step. Its words are of no use to a program.
+typedef struct {
+  // Opaque.
+  uint64_t words[128];
+} nadir_delta;
+
+// Memory by pages. If all three functions are null, `context` points to `bytes` bytes that can be written one by one (RAM, FRAM, MRAM).
+//
+// The functions give 0, or a number of their own that says what is wrong. `erase` is given the start of a page and `page_bytes`; `write` a multiple of 64,
+// and multiples of 64 bytes in erased memory; what it has written when it returns must stay. An interrupted erase or
+// write may leave anything in its page, and nothing elsewhere.
+typedef struct {
+  // Given to the functions.
+  void *context;
+  // Length of the memory.
+  size_t bytes;
+  // Bytes that are erased together: a multiple of 64.
+  size_t page_bytes;
+  // Reads `length` bytes from `offset` on.
+  int32_t (*read)(void *context, size_t offset, uint8_t *bytes, size_t length);
+  // Erases the page at `offset`.
+  int32_t (*erase)(void *context, size_t offset, size_t length);
+  // Writes `length` bytes at `offset`.
+  int32_t (*write)(void *context, size_t offset, const uint8_t *bytes, size_t length);
+} nadir_storage;
+
 // What a model is. Texts are ended by a zero.
 typedef struct {
   // Height and width of a tile in pixels.
@@ -198,8 +284,10 @@ typedef struct {
   uint32_t embedding_dimension;
   // Form of the weights.
   nadir_weight_type precision;
-  // CRC-32C at the end of the file: names these very bytes.
+  // CRC-32C of the file: names these very bytes.
   uint32_t file_crc;
+  // Version of the model: a later one replaces an earlier one.
+  uint32_t model_version;
   // Multiply-accumulates of one tile.
   uint64_t macs;
   // Bytes of the arena in use, the handle included.
@@ -233,6 +321,26 @@ typedef struct {
   // The value at and above which the sensor is saturated, if it is known.
   float saturation;
 } nadir_band_info;
+
+// What nadir_repair has set right.
+typedef struct {
+  // Bits that were flipped and are no longer.
+  uint64_t bits;
+  // Offset in the file of the byte of the first of them, if there is one.
+  uint64_t offset;
+  // Its number in the byte, 0 the lowest.
+  uint32_t bit;
+} nadir_repair_sum;
+
+// How many numbers a model's products have.
+typedef struct {
+  // Numbers of an embedding: the most of NADIR_PRODUCT_INT8.
+  uint32_t dimension;
+  // Principal components in the file, the most of NADIR_PRODUCT_PCA; may be 0.
+  uint32_t components;
+  // Bytes of NADIR_PRODUCT_BINARY. The others have as many bytes as numbers.
+  uint32_t binary_bytes;
+} nadir_products_info;
 
 // Counts over the pixels of a tile, each counted once whatever the number of bands.
 typedef struct {
@@ -313,6 +421,49 @@ const char *nadir_status_message(int32_t status);
 
 // NADIR_ABI_VERSION of the library, to be compared with that of the header: the major version (upper 16 bits) must be equal.
 uint32_t nadir_abi_version(void);
+
+// Says what a delta does, without applying it.
+//
+// If a block is damaged, `error->found` is its number and `error->expected` the offset of its first byte: these 1024 bytes (or what is
+// left of the body) need be sent again. `error`: may be null.
+//
+// The caller promises:
+// `delta` points to `delta_bytes` readable bytes, `info` to a writable place; `error`, if not null, too.
+nadir_status nadir_delta_describe(const uint8_t *delta,
+                                  size_t delta_bytes,
+                                  nadir_delta_info *info,
+                                  nadir_error *error);
+
+// Prepares the work of turning the model in a slot into another; nothing is written yet.
+//
+// `slot`: holds the old file at its beginning, and no encoder is open on it. `journal`: as many pages as a page of the slot takes, and two more; it is kept
+// through a loss of power, as the delta is. `page`: memory for a page of the slot. `public_key`: NADIR_KEY_BYTES bytes, with which the
+// delta must be signed; null if it need not be. `least_version`: the least version of the new model. `error`: may be null.
+//
+// The caller promises:
+// The pointers, if not null, point to so much memory, which stays where it is until the work is done; the delta does not change; the
+// functions of slot and journal keep to their description.
+nadir_status nadir_delta_open(nadir_delta *work,
+                              const uint8_t *delta,
+                              size_t delta_bytes,
+                              const nadir_storage *slot,
+                              const nadir_storage *journal,
+                              uint8_t *page,
+                              size_t page_bytes,
+                              const uint8_t *public_key,
+                              uint32_t least_version,
+                              nadir_error *error);
+
+// Does the next bounded piece of work: NADIR_STATUS_MORE, or NADIR_STATUS_OK when the slot holds the new file, byte for byte.
+//
+// Then open it with nadir_open, which checks it whole, and before it becomes active call nadir_verify_signature and nadir_self_test.
+// After a loss of power begin again with nadir_delta_open and the same delta and journal. NADIR_STATUS_OTHER_MODEL: the slot does not hold the old file, nothing was written.
+// NADIR_STATUS_UPDATE_FAILED: send the old file again, whole. `error`: may be null.
+//
+// The caller promises:
+// `work` comes from nadir_delta_open, and what was given there still stands.
+nadir_status nadir_delta_step(nadir_delta *work,
+                              nadir_error *error);
 
 // How many bytes an arena of at most `budget` bytes must have for this model.
 //
@@ -411,6 +562,84 @@ nadir_status nadir_start(nadir_encoder *encoder,
 // `encoder` comes from nadir_open; tile and embedding of nadir_start still stand.
 nadir_status nadir_step(nadir_encoder *encoder,
                         nadir_error *error);
+
+// Sets right every word of a model file with parity in which one bit is flipped, in place. Do it before nadir_open, never between that and
+// nadir_close: an open encoder reads these bytes.
+//
+// Returns NADIR_STATUS_UNREPAIRABLE if some word has more; the others are set right all the same. Whether the file is whole only
+// nadir_open says. `sum`: may be null; written in either case. `error`: may be null.
+//
+// The caller promises:
+// `model` points to `model_bytes` readable and writable bytes; `sum` and `error`, if not null, to writable places elsewhere.
+nadir_status nadir_repair(uint8_t *model,
+                          size_t model_bytes,
+                          nadir_repair_sum *sum,
+                          nadir_error *error);
+
+// Compares the next 4096 bytes at most of the model's memory with the CRCs and the parity of the file.
+//
+// Returns NADIR_STATUS_MORE, NADIR_STATUS_OK when the whole file was looked at once (the next call begins anew), or
+// NADIR_STATUS_MODEL_DAMAGED, and then goes on behind the damage: `error->what` says what is wrong; of a block of the tensors
+// `error->section` is the section where it begins. A run is not disturbed. `error`: may be null.
+//
+// The caller promises:
+// `encoder` comes from nadir_open.
+nadir_status nadir_scrub(nadir_encoder *encoder,
+                         nadir_error *error);
+
+// Bytes of the memory that nadir_self_test needs for a tile.
+//
+// The caller promises:
+// `encoder` comes from nadir_open; `bytes`, if not null, points to a writable place outside the arena.
+nadir_status nadir_self_test_bytes(const nadir_encoder *encoder, size_t *bytes);
+
+// Embeds the tiles of the model's self-test and compares the hash of their embeddings with the one in the file. Ends a run.
+//
+// Takes the time of as many embeddings as the test has tiles, at most 16. `tile`: memory for a tile, nadir_self_test_bytes at a multiple of
+// 4. `embedding`: memory for an embedding, `dimension` values, exactly the model's. What they hold after is undefined. `error`:
+// may be null.
+//
+// The caller promises:
+// `encoder` comes from nadir_open; the other pointers, if not null, point to so many readable and writable values.
+nadir_status nadir_self_test(nadir_encoder *encoder,
+                             uint8_t *tile,
+                             size_t tile_bytes,
+                             float *embedding,
+                             size_t dimension,
+                             nadir_error *error);
+
+// Checks that the model was signed with the private half of a public key (Ed25519), and that its version is at least `least_version`.
+//
+// `public_key`: NADIR_KEY_BYTES bytes. `error`: may be null.
+//
+// The caller promises:
+// `encoder` comes from nadir_open; `public_key`, if not null, points to so many readable bytes.
+nadir_status nadir_verify_signature(const nadir_encoder *encoder,
+                                    const uint8_t *public_key,
+                                    uint32_t least_version,
+                                    nadir_error *error);
+
+// Tells which products the model's file holds; NADIR_STATUS_NO_PRODUCTS if none. `error`: may be null.
+//
+// The caller promises:
+// `encoder` comes from nadir_open; `info` and `error`, if not null, point to writable places.
+nadir_status nadir_products(const nadir_encoder *encoder, nadir_products_info *info, nadir_error *error);
+
+// Writes a product of an embedding. Equal embeddings give equal bytes on every processor. Does not disturb a run.
+//
+// `product`: NADIR_PRODUCT_INT8, _BINARY or _PCA; `numbers`: how many. `embedding`: `dimension` values, the model's. `code`: exactly the
+// product's bytes. `error`: may be null.
+//
+// The caller promises:
+// `encoder` comes from nadir_open; the other pointers, if not null, point to so many readable or writable values.
+nadir_status nadir_encode_product(const nadir_encoder *encoder,
+                                  uint32_t product,
+                                  size_t numbers,
+                                  const float *embedding,
+                                  size_t dimension,
+                                  uint8_t *code,
+                                  size_t code_bytes,
+                                  nadir_error *error);
 
 // Counts the pixels of a tile without data and those that are saturated, and judges by limits in 1/1000 (usual: 500 and 300).
 //

@@ -16,6 +16,8 @@
 //! | --- | --- |
 //! | [`model`] | checks a `.nadir` file and reads it in place |
 //! | [`encoder`] | a tile, a model and an arena in; an embedding out |
+//! | [`guard`] | repair, scrub, self-test, signature |
+//! | [`delta`] | turns one model file into another where it lies |
 //! | [`plan`] | what lies where in the arena |
 //! | [`kernels`] | the inner loops |
 //! | [`triage`] | quality, prototypes, novelty, and the choice under a budget of bytes |
@@ -24,7 +26,9 @@
 
 #[cfg(feature = "capi")]
 pub mod capi;
+pub mod delta;
 pub mod encoder;
+pub mod guard;
 pub mod kernels;
 pub mod model;
 pub mod plan;

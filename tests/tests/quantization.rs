@@ -4,7 +4,8 @@
 use candle_core::Device;
 use nadir::model::Model;
 use nadir_formats::{AlignedBytes, Encoder as EncoderFile, Matrix, Tiles, read_integers};
-use nadir_quantize::int8::convert;
+use nadir_quantize::int8::methods::Method;
+use nadir_quantize::int8::{Choice, Correction, Options, Rounding, convert_with};
 use nadir_tests::{cosine, root};
 use nadir_trainer::data::{AS_IS, input};
 use nadir_trainer::encoder::Encoder;
@@ -27,8 +28,11 @@ fn three(file: &EncoderFile, encoder: &Encoder, train: &Tiles, held: &Tiles) -> 
     let embed = |draws: &[_]| embed(draws).detach().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let rounded = Matrix { data: draws.chunks(8).flat_map(embed).collect(), ..float };
     let tensors = encoder.params().export().unwrap();
-    let bytes = convert(&EncoderFile { card: file.card.clone(), tensors }, train).unwrap();
-    let bytes = AlignedBytes::copy_of(&bytes);
+    // Training rounds each weight by itself, by the scales of least squared error.
+    let correction = Correction { rounding: Rounding::Nearest, ..Correction::default() };
+    let options = Options { calibration: Choice::Fixed(Method::MeanSquare), correction };
+    let file = EncoderFile { card: file.card.clone(), tensors };
+    let bytes = AlignedBytes::copy_of(&convert_with(&file, train, options, &|| {}).unwrap().file);
     let int8 = nadir_quantize::embed::embed(&Model::parse(&bytes).unwrap(), held, || {}).unwrap();
     [float, rounded, int8]
 }
@@ -43,19 +47,13 @@ fn training_rounds_as_the_engine_does() {
     let file = EncoderFile::read(&root().join("models/yocto-rgb.safetensors")).unwrap();
     let card = &file.card;
     let encoder = Encoder::from_tensors(&card.architecture, card.bands.len(), &file.tensors, &Device::Cpu).unwrap();
-    let plain = three(&file, &encoder, &train, &held);
-    let quantization = Quantization::calibrate(&encoder, &train, &card.bands).unwrap();
-    quantization.settle(&encoder, &train, &card.bands).unwrap();
-    let settled = three(&file, &encoder, &train, &held);
-    for (what, [float, rounded, int8]) in [("plain", &plain), ("settled", &settled)] {
-        println!(
-            "{what}: float from int8 {:.2e}, rounded from int8 {:.2e}, rounded from float {:.2e}, int8 from the first float {:.2e}",
-            distance(float, int8),
-            distance(rounded, int8),
-            distance(rounded, float),
-            distance(int8, &plain[0]),
-        );
-    }
-    let [float, rounded, int8] = &settled;
-    assert!(distance(rounded, int8) < 0.25 * distance(float, int8));
+    let [float, rounded, int8] = three(&file, &encoder, &train, &held);
+    println!(
+        "float from int8 {:.2e}, rounded from int8 {:.2e}, rounded from float {:.2e}",
+        distance(&float, &int8),
+        distance(&rounded, &int8),
+        distance(&rounded, &float),
+    );
+    // 0.21 of it; the rest is what the engine rounds in more than eight bits.
+    assert!(distance(&rounded, &int8) < 0.25 * distance(&float, &int8));
 }

@@ -279,6 +279,13 @@ pub fn fingerprint(tiles: &Tiles) -> String {
     short(hash)
 }
 
+/// 16 hexadecimal digits that name what is in a file.
+pub fn fingerprint_of_file(path: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(std::fs::read(path).with_context(|| path.display().to_string())?);
+    Ok(short(hash))
+}
+
 /// 16 hexadecimal digits that name a choice of rows.
 pub fn fingerprint_of_rows(rows: &[usize]) -> String {
     let mut hash = Sha256::new();

@@ -16,14 +16,10 @@ use std::sync::Arc;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use nadir_formats::scales::{Ends, RowScales};
-use nadir_formats::{BandCard, Tiles};
 
 use crate::encoder::Encoder;
 use crate::ops::rounding::Rounding;
 use crate::params::Params;
-
-/// How often weights and scales are brought in line in the end: each moves the other a little.
-const ROUNDS: usize = 4;
 
 /// Where and how an encoder rounds.
 #[derive(Clone, Debug)]
@@ -59,37 +55,12 @@ impl Quantization {
     /// # Errors
     /// If the student has other layers than the encoder that was calibrated.
     pub fn apply(&self, student: &Encoder) -> Result<Encoder> {
-        let params = Params::from_tensors(self.round(student.params(), true)?);
+        let params = Params::from_tensors(self.round(student.params())?);
         Ok(student.rounded(params, self.rounding.clone()))
     }
 
-    /// Gives the encoder the rounded weights in place of its own, so that the quantizer finds them on the points that it rounds to. LayerNorms
-    /// before matrix products and the betas go into the layers that follow.
-    ///
-    /// They are rounded as in training first, and then by the scales that the encoder has after it, on `tiles`: those on which the
-    /// quantizer should be calibrated. So the integers are those that training came to; their scales move.
-    ///
-    /// # Errors
-    /// If the tiles do not fit the encoder, or it has other layers than the one that was calibrated.
-    pub fn settle(&self, encoder: &Encoder, tiles: &Tiles, bands: &[BandCard]) -> Result<()> {
-        self.write(encoder)?;
-        for _ in 0..ROUNDS {
-            Self::calibrate(encoder, tiles, bands)?.write(encoder)?;
-        }
-        Ok(())
-    }
-
-    /// Writes the rounded weights over the exact ones.
-    fn write(&self, encoder: &Encoder) -> Result<()> {
-        for (name, tensor) in self.round(encoder.params(), false)? {
-            encoder.params().set(&name, &tensor.flatten_all()?.to_vec1::<f32>()?)?;
-        }
-        Ok(())
-    }
-
-    /// All tensors with those of the layers rounded. Biases take up the mean errors of the weights, and with `of_inputs` those of the
-    /// inputs too.
-    fn round(&self, params: &Params, of_inputs: bool) -> Result<BTreeMap<String, Tensor>> {
+    /// All tensors with those of the layers rounded. Biases take up the mean errors of weights and inputs.
+    fn round(&self, params: &Params) -> Result<BTreeMap<String, Tensor>> {
         let tensors = params.vars().map(|(name, var)| (name.to_owned(), var.as_tensor().clone()));
         let mut tensors: BTreeMap<String, Tensor> = tensors.collect();
         for (name, layer) in &self.layers {
@@ -135,9 +106,7 @@ impl Quantization {
             if let Some([exact, seen]) = &layer.means {
                 let (exact, seen) = (column(exact)?, column(seen)?);
                 bias = (bias + times(&(weight - &rounded)?.detach(), &exact)?)?;
-                if of_inputs {
-                    bias = (bias + times(&rounded, &(exact - seen)?)?)?;
-                }
+                bias = (bias + times(&rounded, &(exact - seen)?)?)?;
             }
             let [weight_name, bias_name] = names;
             tensors.insert(weight_name, rounded.reshape(shape)?);

@@ -8,6 +8,7 @@ use nadir::Tile;
 use nadir::model::Model;
 use nadir::triage::codes;
 use nadir::triage::frame;
+use nadir::triage::products::Product;
 use nadir::triage::prototypes::Prototypes;
 use nadir::triage::record::{Header, MESSAGE_VERSION, Message, PAYLOAD_BYTES, Payload, Record, Rung};
 use nadir::triage::select::{Candidate, Policy, Step, select};
@@ -58,13 +59,12 @@ pub fn fill(
         bail!("a budget of {budget} bytes does not hold the outbox's header of {} bytes", bytes.len());
     };
 
-    let centre: Vec<f32> = table.centre().collect();
     let mut candidates = Vec::with_capacity(tiles.len());
     let mut payloads = Vec::with_capacity(tiles.len());
     for (index, (assessed, scored)) in assessed.iter().zip(scored).enumerate() {
         let tile = index as u32;
         let payload =
-            TilePayloads::new(tiles.tile(index), assessed, &centre).with_context(|| format!("tile {tile}"))?;
+            TilePayloads::new(tiles.tile(index), assessed, model, table).with_context(|| format!("tile {tile}"))?;
         // Neither rung nor reason changes the length of the record's frame.
         let record = frame::encoded_len(&Message::Record(record(tile, assessed, scored, policy, Rung::Record)))?;
         let mut sizes = [Some(0); Rung::ALL.len()];
@@ -128,11 +128,15 @@ struct TilePayloads<'a> {
 }
 
 impl<'a> TilePayloads<'a> {
-    fn new(tile: Tile<'a>, assessed: &Assessed, centre: &[f32]) -> Result<Self> {
+    /// A code is the model's binary product; of a model without products it is the signs about the centre of the prototypes.
+    fn new(tile: Tile<'a>, assessed: &Assessed, model: &Model<'_>, table: &Prototypes<'_>) -> Result<Self> {
         let mut small = None;
         if let Some(embedding) = &assessed.embedding {
             let mut code = vec![0; codes::code_bytes(embedding.len())];
-            codes::binary_code(embedding, centre, &mut code)?;
+            match model.products() {
+                Some(products) => products.encode(Product::Binary, embedding, &mut code)?,
+                None => codes::binary_code(embedding, table.centre(), &mut code)?,
+            }
             let mut int8 = vec![0; codes::int8_bytes(embedding.len())];
             codes::encode_int8(embedding, &mut int8)?;
             small = Some((code, int8));

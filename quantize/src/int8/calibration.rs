@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use nadir_formats::Tiles;
 use nadir_formats::scales::Sampling;
+use rayon::prelude::*;
 
 use crate::reference::{BlockTap, DownsampleTap, Observer, Reference, Tap};
 
@@ -33,16 +34,22 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Shows `tiles` to the encoder. The result does not depend on the number of threads.
+    /// Shows `tiles` to the encoder; `done` is called after each, from any thread. The result does not depend on the number of threads.
     ///
     /// # Panics
     /// If the tiles do not have the encoder's shape.
-    pub fn of(reference: &Reference, tiles: &Tiles) -> Self {
+    pub fn of(reference: &Reference, tiles: &Tiles, done: &(dyn Fn() + Sync)) -> Self {
         let sampling = Sampling::of(tiles.len());
         let padding = reference.architecture().initial_padding();
         let empty = || Self { seen: BTreeMap::new(), sampling, padding };
         let mut all = empty();
-        for one in reference.observe_all(tiles, 1, empty) {
+        let of_tile = |tile: usize| {
+            let mut one = empty();
+            reference.embed(tiles.tile(tile), &mut one);
+            done();
+            one
+        };
+        for one in (0..tiles.len()).into_par_iter().map(of_tile).collect::<Vec<_>>() {
             for (tap, seen) in one.seen {
                 all.seen.entry(tap).or_default().merge(seen);
             }

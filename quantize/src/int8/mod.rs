@@ -2,7 +2,7 @@
 //!
 //! - Weights: int8, symmetric, one scale an output channel.
 //! - The weight and bias of a LayerNorm go into the layer that follows, GRN's beta into the bias of the second pointwise layer.
-//! - The input of each matrix product has one scale, the one with the least squared error on the samples, clipped values counting more; that of the second
+//! - The input of each matrix product has one scale, set by one of several [`methods`]; that of the second
 //!   pointwise layer is first balanced channel by channel against the layer's weights (as SmoothQuant does), which costs
 //!   nothing at run time because GRN multiplies each channel anyway.
 //! - The weights of dense layers are rounded together, so that the errors of one take back those of another (`rounding`), and their
@@ -10,29 +10,59 @@
 //! - The residual stream is int16 with one scale a stage, and room for values half as large again as any seen.
 
 mod calibration;
+pub mod coverage;
 mod hessian;
+mod layer;
+pub mod methods;
 mod rounding;
 mod scale;
+pub mod select;
 
 use anyhow::{Result, ensure};
 use nadir::model::int8_layout::{
     INPUT_FRACTION_BITS, NORM_BITS, POOL_BITS, STEM_NORM_FRACTION_BITS, initial_segment, panels, stored,
 };
 use nadir::model::{Precision, STAGES};
-use nadir_formats::scales::{
-    BIAS_MAX, Balance, Ends, HEADROOM, I16_MAX, RowScales, calibration_tiles, clip, gelu_clip, gelu_table, value_scale,
-};
+use nadir_formats::scales::{Balance, Ends, HEADROOM, I16_MAX, calibration_tiles, gelu_table, value_scale};
 use nadir_formats::{Encoder, Tiles};
 
 use crate::reference::{BlockTap, DownsampleTap, Reference, Tap};
 use crate::writer::{SectionData, header, write_model};
-use calibration::Calibration;
+use calibration::{Calibration, Seen};
 use hessian::Inputs;
-use rounding::round_rows;
+use layer::Layer;
+use methods::Method;
 use scale::*;
+use select::{Chosen, choose, gelu_ratio, layer_ratio};
+
+pub use layer::{Correction, Rounding};
+pub use select::Choice;
 
 /// Power of two of the head's gain.
 const HEAD_SHIFT: i32 = 24;
+
+/// How a model is converted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    /// What sets the scales of int8 values.
+    pub calibration: Choice,
+    /// What is done about the errors of rounded weights.
+    pub correction: Correction,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { calibration: Choice::Fixed(Method::DEFAULT), correction: Correction::default() }
+    }
+}
+
+/// A converted model.
+pub struct Converted {
+    /// The file.
+    pub file: Vec<u8>,
+    /// What set the scale of each place that has one in int8.
+    pub chosen: Vec<Chosen>,
+}
 
 /// A whole int8 `.nadir` file from float weights; `tiles` calibrate the scales, in the order of the encoder's bands. Of more than
 /// [`MAX_CALIBRATION_TILES`](nadir_formats::scales::MAX_CALIBRATION_TILES) that many are used, evenly spaced.
@@ -40,6 +70,20 @@ const HEAD_SHIFT: i32 = 24;
 /// # Errors
 /// If the tiles do not have the encoder's shape.
 pub fn convert(encoder: &Encoder, tiles: &Tiles) -> Result<Vec<u8>> {
+    Ok(convert_with(encoder, tiles, Options::default(), &|| {})?.file)
+}
+
+/// Steps of a conversion with this many tiles: the tiles used, then the places of the network.
+pub fn steps(encoder: &Encoder, tiles: usize) -> usize {
+    let blocks: usize = encoder.card.architecture.depths.iter().map(|&d| usize::from(d)).sum();
+    calibration_tiles(tiles).len() + blocks + STAGES + 1
+}
+
+/// As [`convert`], with `options`; `done` is called after each of the [`steps`], from any thread.
+///
+/// # Errors
+/// As [`convert`].
+pub fn convert_with(encoder: &Encoder, tiles: &Tiles, options: Options, done: &(dyn Fn() + Sync)) -> Result<Converted> {
     let (arch, bands) = (&encoder.card.architecture, encoder.card.bands.len());
     let side = usize::from(arch.tile_size);
     ensure!(
@@ -47,75 +91,40 @@ pub fn convert(encoder: &Encoder, tiles: &Tiles) -> Result<Vec<u8>> {
         "calibration tiles have shape {:?}, the encoder takes [tiles, {bands}, {side}, {side}]",
         tiles.shape
     );
-    let calibration = Calibration::of(&Reference::new(encoder), &tiles.pick(&calibration_tiles(tiles.len())));
-    let mut conversion = Conversion { encoder, calibration, sections: Vec::new(), residual: 0.0 };
+    let tiles = tiles.pick(&calibration_tiles(tiles.len()));
+    let calibration = &Calibration::of(&Reference::new(encoder), &tiles, done);
+    let tiles = tiles.len();
+    let (sections, chosen) = (Vec::new(), Vec::new());
+    let mut conversion = Conversion { encoder, options, calibration, tiles, sections, chosen, residual: 0.0 };
     conversion.stem();
+    done();
     for stage in 0..STAGES {
         if stage > 0 {
             conversion.downsample(stage);
+            done();
         }
         for block in 0..usize::from(arch.depths[stage]) {
             conversion.block(stage, block);
+            done();
         }
     }
     conversion.head();
-    write_model(&header(&encoder.card, Precision::Int8)?, &conversion.sections)
+    done();
+    let file = write_model(&header(&encoder.card, Precision::Int8)?, &conversion.sections)?;
+    Ok(Converted { file, chosen: conversion.chosen })
 }
 
 /// The sections written so far.
 struct Conversion<'a> {
     encoder: &'a Encoder,
-    calibration: Calibration,
+    options: Options,
+    calibration: &'a Calibration,
+    /// Tiles that calibrate.
+    tiles: usize,
     sections: Vec<SectionData>,
+    chosen: Vec<Chosen>,
     /// Scale of the residual stream of the stage at hand.
     residual: f64,
-}
-
-/// A matrix product or convolution, quantized: `value = round((acc >> shift) * multiplier / 2^15)`.
-struct Layer {
-    /// `[outputs, columns]`.
-    weight: Vec<i8>,
-    /// With half a unit of the shifted accumulator, which rounds down.
-    bias: Vec<i32>,
-    multiplier: Vec<i16>,
-    shift: i32,
-}
-
-impl Layer {
-    /// `weight` is `[outputs, columns]`, already folded.
-    ///
-    /// With `inputs` the weights are rounded for small errors in the outputs on them, and the bias takes up the mean of what is left.
-    fn new(weight: &[f64], columns: usize, bias: &[f64], ends: &Ends, inputs: Option<&Inputs>) -> Self {
-        let RowScales { scale, multiplier, shift } = RowScales::of(weight, columns, bias, ends);
-        let half = if shift > 0 { 2f64.powi(shift - 1) } else { 0.0 };
-        let rounded = match inputs {
-            Some(inputs) => round_rows(weight, columns, &scale, &inputs.hessian),
-            None => quantize_rows(weight, columns, &scale),
-        };
-        let mut bias = bias.to_vec();
-        if let Some(inputs) = inputs {
-            let rows = weight.chunks_exact(columns).zip(rounded.chunks_exact(columns)).zip(&scale);
-            for (bias, ((exact, rounded), scale)) in bias.iter_mut().zip(rows) {
-                let found = dot(rounded.iter().map(|&w| f64::from(w)), &inputs.mean) * scale;
-                *bias += dot(exact.iter().copied(), &inputs.exact_mean) - found;
-            }
-        }
-        let stored = |(b, s): (&f64, &f64)| to_i32((b / (s * ends.input)).clamp(-BIAS_MAX, BIAS_MAX) + half);
-        Self {
-            bias: bias.iter().zip(&scale).map(stored).collect(),
-            weight: rounded,
-            multiplier: multiplier.iter().map(|&m| m as i16).collect(),
-            shift,
-        }
-    }
-
-    /// Bias and multiplier of whole panels, or of `stored` channels.
-    fn padded(&self, len: usize) -> (Vec<i32>, Vec<i16>) {
-        let (mut bias, mut multiplier) = (self.bias.clone(), self.multiplier.clone());
-        bias.resize(len, 0);
-        multiplier.resize(len, 0);
-        (bias, multiplier)
-    }
 }
 
 impl Conversion<'_> {
@@ -163,6 +172,38 @@ impl Conversion<'_> {
         self.sections.push(SectionData::I32(values));
     }
 
+    /// Scale of the int8 inputs of a layer `weight` `[outputs, columns]`, from `samples` of them; `rows` `[positions, columns]` are what the
+    /// layer reads.
+    fn input_scale(
+        &self,
+        place: String,
+        samples: &[f32],
+        rows: &[f32],
+        weight: &[f64],
+        columns: usize,
+    ) -> (f64, Chosen) {
+        let chosen = choose(self.options.calibration, place, self.tiles, |method, split| {
+            let scale = method.symmetric(&split.calibrating(samples));
+            layer_ratio(weight, columns, &split.judging(rows), split.judges(), scale)
+        });
+        (chosen.method.symmetric(samples), chosen)
+    }
+
+    /// Scale and zero point of a GELU table's index, from `samples`.
+    fn index_scale(&mut self, place: String, samples: &[f32], channels: usize) -> (f64, i32) {
+        let chosen = choose(self.options.calibration, place, self.tiles, |method, split| {
+            let index = method.index(&split.calibrating(samples));
+            gelu_ratio(&split.judging(samples), channels, split.judges(), index)
+        });
+        let index = chosen.method.index(samples);
+        self.chosen.push(chosen);
+        index
+    }
+
+    fn layer(&self, weight: &[f64], columns: usize, bias: &[f64], ends: &Ends, inputs: Option<&Inputs>) -> Layer {
+        Layer::new(weight, columns, bias, ends, inputs, self.options.correction)
+    }
+
     /// Scale of the residual stream of `stage`, which `entry` is the first to write.
     fn residual_scale(&self, stage: usize, entry: Tap) -> f64 {
         let blocks = 0..usize::from(self.encoder.card.architecture.depths[stage]);
@@ -191,12 +232,12 @@ impl Conversion<'_> {
         let initial_scale = value_scale(seen.largest);
         let ends = Ends::of_values(unit, initial_scale, &seen.channel_largest);
         let inputs = Inputs::fine(&self.calibration.at(Tap::Input).patches, 9 * bands, 16.0 * unit);
-        let initial = Layer::new(&weight, 9 * bands, &self.tensor("initial_conv.0.bias"), &ends, Some(&inputs));
+        let initial = self.layer(&weight, 9 * bands, &self.tensor("initial_conv.0.bias"), &ends, Some(&inputs));
         let normalised = 2f64.powi(-(STEM_NORM_FRACTION_BITS as i32));
         let initial_norm = layer_norm(d0, initial_scale, normalised, arch.ln_eps);
         let (gain, offset) = (self.tensor("initial_conv.1.weight"), self.tensor("initial_conv.1.bias"));
         let samples = layer_normed(&seen.samples, &gain, &offset, arch.ln_eps);
-        let (index_scale, zero_point) = gelu_clip(&samples);
+        let (index_scale, zero_point) = self.index_scale("stem GELU".into(), &samples, d0);
         let (table, activation_scale) = gelu_table(index_scale, zero_point);
         let shifted: Vec<f64> = offset.iter().map(|o| o + f64::from(zero_point) * index_scale).collect();
         let (initial_gain, initial_offset, initial_affine) = affine(&gain, &shifted, normalised, index_scale);
@@ -208,7 +249,7 @@ impl Conversion<'_> {
         let seen = self.calibration.at(Tap::StemConvolution);
         let stem_scale = value_scale(seen.largest);
         let ends = Ends::of_values(activation_scale, stem_scale, &seen.channel_largest);
-        let stem = Layer::new(&self.tensor("stem.0.weight"), taps, &self.tensor("stem.0.bias"), &ends, None);
+        let stem = self.layer(&self.tensor("stem.0.weight"), taps, &self.tensor("stem.0.bias"), &ends, None);
         let stem_norm = layer_norm(d0, stem_scale, normalised, arch.ln_eps);
         self.residual = self.residual_scale(0, Tap::StemNorm);
         let (gain, offset) = (self.tensor("stem.1.weight"), self.tensor("stem.1.bias"));
@@ -247,13 +288,16 @@ impl Conversion<'_> {
         let mut weight: Vec<f64> = weight.chunks_exact(4 * before).flat_map(|row| transpose(row, 4)).collect();
         let mut bias = self.tensor(&format!("{name}.1.bias"));
         self.fold(&format!("{name}.0"), &mut weight, 4 * before, &mut bias);
-        let normalised = clip(&self.calibration.at(tap(DownsampleTap::Normalised)).samples);
+        let Seen { samples, patches, .. } = self.calibration.at(tap(DownsampleTap::Normalised));
+        let place = format!("downsample {stage} norm");
+        let (normalised, chosen) = self.input_scale(place, samples, patches, &weight, 4 * before);
+        self.chosen.push(chosen);
         let norm = layer_norm(before, self.residual, normalised, arch.ln_eps);
         let seen = self.calibration.at(tap(DownsampleTap::Output));
         let output = self.residual_scale(stage, tap(DownsampleTap::Output));
         let ends = Ends::of_values(normalised, output, &seen.channel_largest);
-        let inputs = Inputs::int8(&self.calibration.at(tap(DownsampleTap::Normalised)).patches, 4 * before, normalised);
-        let layer = Layer::new(&weight, 4 * before, &bias, &ends, Some(&inputs));
+        let inputs = Inputs::int8(patches, 4 * before, normalised);
+        let layer = self.layer(&weight, 4 * before, &bias, &ends, Some(&inputs));
         self.residual = output;
         self.push_dense(&layer, before, stored(before), stored(arch.dim(stage)));
         self.push_i32([&norm[..], &[layer.shift]].concat());
@@ -265,24 +309,27 @@ impl Conversion<'_> {
         let wide_channels = 4 * channels;
         let name = format!("stages.{stage}.{block}");
         let tap = |part| Tap::Block { stage, block, part };
-        let named = |part: &str| format!("{name}.{part}");
+        let (named, place) = (|part: &str| format!("{name}.{part}"), format!("block {stage}.{block}"));
 
         let weight = self.tensor(&named("dwconv.weight"));
         let seen = self.calibration.at(tap(BlockTap::Depthwise));
         let depthwise_scale = value_scale(seen.largest);
         let ends = Ends::of_values(self.residual, depthwise_scale, &seen.channel_largest);
-        let depthwise = Layer::new(&weight, 49, &self.tensor(&named("dwconv.bias")), &ends, None);
-        let normalised = clip(&self.calibration.at(tap(BlockTap::Normalised)).samples);
-        let norm = layer_norm(channels, depthwise_scale, normalised, arch.ln_eps);
+        let depthwise = self.layer(&weight, 49, &self.tensor(&named("dwconv.bias")), &ends, None);
 
         let mut weight = self.tensor(&named("pwconv1.weight"));
         let mut bias = self.tensor(&named("pwconv1.bias"));
         self.fold(&named("norm"), &mut weight, channels, &mut bias);
-        let (index_scale, zero_point) = gelu_clip(&self.calibration.at(tap(BlockTap::Hidden)).samples);
+        let samples = &self.calibration.at(tap(BlockTap::Normalised)).samples;
+        let (normalised, chosen) = self.input_scale(format!("{place} norm"), samples, samples, &weight, channels);
+        self.chosen.push(chosen);
+        let norm = layer_norm(channels, depthwise_scale, normalised, arch.ln_eps);
+        let hidden = &self.calibration.at(tap(BlockTap::Hidden)).samples;
+        let (index_scale, zero_point) = self.index_scale(format!("{place} GELU"), hidden, wide_channels);
         let (table, activation) = gelu_table(index_scale, zero_point);
         let ends = Ends::of_indices(normalised, index_scale, wide_channels);
-        let inputs = Inputs::int8(&self.calibration.at(tap(BlockTap::Normalised)).samples, channels, normalised);
-        let expand = Layer::new(&weight, channels, &bias, &ends, Some(&inputs));
+        let inputs = Inputs::int8(samples, channels, normalised);
+        let expand = self.layer(&weight, channels, &bias, &ends, Some(&inputs));
 
         // GRN: y = h (1 + gamma N) + beta; beta goes into the bias, the rest is a multiplier that also divides by `balance`.
         let (gamma, beta) = (self.tensor(&named("grn.gamma")), self.tensor(&named("grn.beta")));
@@ -295,7 +342,17 @@ impl Conversion<'_> {
         let samples: Vec<f32> =
             outputs.samples.iter().enumerate().map(|(i, v)| v - beta[i % wide_channels] as f32).collect();
         let norms = &self.calibration.at(tap(BlockTap::GrnNorm)).channel_largest;
-        let Balance { divisors, scale: projected, unit } = Balance::of(&samples, &weight, &gamma, norms, activation);
+        let mut chosen = None;
+        let clip = |balanced: &[f32], divisors: &[f64]| {
+            let weight: Vec<f64> = weight.iter().enumerate().map(|(i, w)| w * divisors[i % wide_channels]).collect();
+            let (scale, of_place) =
+                self.input_scale(format!("{place} GRN"), balanced, balanced, &weight, wide_channels);
+            chosen = Some(of_place);
+            scale
+        };
+        let Balance { divisors, scale: projected, unit } =
+            Balance::of(&samples, &weight, &gamma, norms, activation, clip);
+        self.chosen.extend(chosen);
         let balanced: Vec<f32> =
             samples.iter().enumerate().map(|(i, v)| v / divisors[i % wide_channels] as f32).collect();
         let grn_gain: Vec<f64> = divisors.iter().map(|d| unit / d).collect();
@@ -311,7 +368,7 @@ impl Conversion<'_> {
         let seen = self.calibration.at(tap(BlockTap::Pointwise2));
         let ends = Ends::of_values(projected, self.residual, &seen.channel_largest);
         let inputs = Inputs::int8(&balanced, wide_channels, projected);
-        let project = Layer::new(&weight, wide_channels, &bias, &ends, Some(&inputs));
+        let project = self.layer(&weight, wide_channels, &bias, &ends, Some(&inputs));
 
         self.push_depthwise(&depthwise, 49);
         self.push_dense(&expand, channels, stored(channels), 4 * stored(channels));
@@ -340,10 +397,6 @@ impl Conversion<'_> {
     }
 }
 
-fn dot(a: impl Iterator<Item = f64>, b: &[f64]) -> f64 {
-    a.zip(b).map(|(a, b)| a * b).sum()
-}
-
 /// Gain, offset (with the rounding half) and shift of `(value * gain + offset) >> shift` from scale `input` to scale `output`: for
 /// values of 14 bits the sum stays within i32.
 fn affine(gain: &[f64], offset: &[f64], input: f64, output: f64) -> (Vec<i32>, Vec<i32>, i32) {
@@ -353,12 +406,6 @@ fn affine(gain: &[f64], offset: &[f64], input: f64, output: f64) -> (Vec<i32>, V
     let one = 2f64.powi(shift);
     let gain = gain.iter().map(|g| to_i32(g * input / output * one)).collect();
     (gain, offset.iter().map(|o| to_i32(o / output * one + one / 2.0)).collect(), shift)
-}
-
-/// Weights in units of each row's scale, -127..=127.
-fn quantize_rows(weight: &[f64], columns: usize, scale: &[f64]) -> Vec<i8> {
-    let rows = weight.chunks_exact(columns).zip(scale);
-    rows.flat_map(|(row, scale)| row.iter().map(move |w| (w / scale).round().clamp(-127.0, 127.0) as i8)).collect()
 }
 
 /// LayerNorm of samples `[positions, channels]`.

@@ -4,7 +4,8 @@ use nadir::model::{Architecture, Model, StemPadding};
 use nadir_formats::AlignedBytes;
 use nadir_formats::scales::{Ends, HEADROOM, I16_MAX, MAX_CALIBRATION_TILES};
 
-use super::{Layer, convert};
+use super::layer::Layer;
+use super::{Correction, convert};
 use crate::reference::Reference;
 use crate::testing::{random_encoder, random_tiles};
 
@@ -52,7 +53,14 @@ fn channels_without_weights_keep_their_bias() {
     let bias = [0.5, -0.5, 0.25, 0.0, 3.0];
     let largest = bias.map(f64::abs);
     let ends = Ends::of_values(0.01, 3.0 * HEADROOM / I16_MAX, &largest);
-    let layer = Layer::new(&[1e-14, -1e-14, 0.0, 0.0, 0.5, 0.25, 0.0, 0.0, 1e-7, 0.0], 2, &bias, &ends, None);
+    let layer = Layer::new(
+        &[1e-14, -1e-14, 0.0, 0.0, 0.5, 0.25, 0.0, 0.0, 1e-7, 0.0],
+        2,
+        &bias,
+        &ends,
+        None,
+        Correction::default(),
+    );
     for (i, bias) in bias.into_iter().enumerate() {
         assert!(layer.bias[i].abs() <= 1 << 30);
         let got = f64::from(nadir::kernels::fixed::requantize(layer.bias[i], layer.multiplier[i], layer.shift as u32));

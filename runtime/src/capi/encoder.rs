@@ -11,6 +11,7 @@ use super::memory::{Span, array, array_mut, one, put, text, tile, tile_span};
 use super::{ErrorDetail, Failure, Status, finish};
 use crate::Tile;
 use crate::encoder::{ARENA_ALIGNMENT, Cursor, Encoder};
+use crate::guard::Scrub;
 use crate::model::{Model, Precision};
 use crate::plan::int8::Passes;
 
@@ -68,8 +69,10 @@ pub struct ModelInfo {
     pub embedding_dimension: u32,
     /// Form of the weights.
     pub precision: WeightType,
-    /// CRC-32C at the end of the file: names these very bytes.
+    /// CRC-32C of the file: names these very bytes.
     pub file_crc: u32,
+    /// Version of the model: a later one replaces an earlier one.
+    pub model_version: u32,
     /// Multiply-accumulates of one tile.
     pub macs: u64,
     /// Bytes of the arena in use, the handle included.
@@ -118,6 +121,7 @@ struct State {
     arena_bytes: usize,
     encoder: Encoder<'static>,
     run: Option<Pending>,
+    scrub: Scrub,
 }
 
 /// A run between two steps.
@@ -267,7 +271,7 @@ unsafe fn open(file: *const u8, file_bytes: usize, arena: *mut u8, arena_bytes: 
         addr_of_mut!((*handle).model).write(model);
         let model: &'static Model<'static> = &*addr_of!((*handle).model);
         let (encoder, _) = configure(model, arena_bytes)?;
-        let state = State { tag: tag(handle), arena_bytes: needed, encoder, run: None };
+        let state = State { tag: tag(handle), arena_bytes: needed, encoder, run: None, scrub: Scrub::new(model) };
         addr_of_mut!((*handle).state).write(state);
     }
     Ok(handle)
@@ -335,6 +339,7 @@ pub unsafe extern "C" fn nadir_describe(encoder: *const Handle, info: *mut Model
                     Precision::Int8 => WeightType::Int8,
                 },
                 file_crc: model.file_crc(),
+                model_version: model.model_version(),
                 macs: architecture.macs(model.bands().len()),
                 arena_bytes: (*state).arena_bytes as u64,
                 two_passes: passes.filter(|(p, _)| *p == Passes::Two).fold(0, |bits, (_, i)| bits | 1 << i),
@@ -490,6 +495,44 @@ unsafe fn advance(handle: *mut Handle) -> Result<Status, Failure> {
     }
 }
 
+/// The scrub of a handle, to be carried on.
+///
+/// # Safety
+/// As [`model`]; nobody else uses the handle during `'a`.
+pub(super) unsafe fn scrub<'a>(handle: *mut Handle) -> Result<&'a mut Scrub, Failure> {
+    // SAFETY: the tag says that the handle is written; the scrub is nobody else's.
+    unsafe {
+        check(handle)?;
+        Ok(&mut *addr_of_mut!((*handle).state.scrub))
+    }
+}
+
+/// The encoder of a handle and its scratch memory; ends a run.
+///
+/// # Safety
+/// As [`model`]; nobody else uses the handle during `'a`.
+pub(super) unsafe fn idle<'a>(handle: *mut Handle) -> Result<(Encoder<'static>, &'a mut [u8]), Failure> {
+    // SAFETY: the tag says that the handle is written; the scratch memory lies behind it, within the arena.
+    unsafe {
+        check(handle)?;
+        let state = addr_of_mut!((*handle).state);
+        (*state).run = None;
+        Ok(((*state).encoder, scratch(handle)?))
+    }
+}
+
+/// The scratch memory of a handle.
+///
+/// # Safety
+/// As [`idle`], the handle checked.
+unsafe fn scratch<'a>(handle: *mut Handle) -> Result<&'a mut [u8], Failure> {
+    // SAFETY: it lies behind the handle, within the arena, and nothing else borrows it.
+    unsafe {
+        let bytes = addr_of!((*handle).state.arena_bytes).read().saturating_sub(NADIR_HANDLE_BYTES);
+        array_mut(handle.cast::<u8>().add(NADIR_HANDLE_BYTES), bytes, "arena")
+    }
+}
+
 /// Puts a run together again and lets `work` have it.
 ///
 /// # Safety
@@ -504,9 +547,7 @@ unsafe fn resume<T>(
     unsafe {
         let state = addr_of!((*handle).state);
         let tile: Tile<'_> = tile(pending.tile_type, pending.tile, pending.values)?;
-        let scratch_bytes = (*state).arena_bytes.saturating_sub(NADIR_HANDLE_BYTES);
-        let scratch = handle.cast::<u8>().add(NADIR_HANDLE_BYTES);
-        let scratch = array_mut(scratch, scratch_bytes, "arena")?;
+        let scratch = scratch(handle)?;
         let embedding = array_mut(pending.embedding, pending.dimension, "embedding")?;
         let mut run = (*state).encoder.resume(tile, scratch, embedding, pending.at)?;
         Ok(work(&mut run))

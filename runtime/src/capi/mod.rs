@@ -5,6 +5,9 @@
 //! | `mod.rs` | status codes, the error that names what is wrong |
 //! | `memory.rs` | pointers and lengths into checked slices: null, misaligned, too long, overlapping |
 //! | `encoder.rs` | the handle; opening a model, embedding at once and in steps, what a model is |
+//! | `delta.rs` | from one model file to another, in place |
+//! | `guard.rs` | repair, scrub, self-test, signature |
+//! | `products.rs` | smaller forms of an embedding |
 //! | `triage.rs` | quality, prototypes and novelty, the choice under a budget, records |
 //!
 //! Every function checks what it can: null and misaligned pointers, lengths, overlaps, handles that were never opened or were
@@ -13,16 +16,23 @@
 //! encoder is used by one thread at a time. Nothing here panics or allocates; `cargo xtask capi --check` looks.
 #![allow(unsafe_code)]
 
+mod delta;
 mod encoder;
+mod guard;
 mod memory;
+mod products;
 mod triage;
 
+pub use delta::*;
 pub use encoder::*;
+pub use guard::*;
+pub use products::*;
 pub use triage::*;
 
 use core::ffi::{CStr, c_char};
 
 use crate::encoder::{ConfigureError, EmbedError};
+use crate::model::products::ProductsError;
 use crate::model::{Dtype, ModelError};
 
 /// Version of this interface: major * 65536 + minor. Programs built for another major version do not fit.
@@ -84,10 +94,42 @@ pub enum Status {
     PrototypesMismatch = -41,
     /// An embedding is NaN or infinite.
     NotFinite = -42,
+    /// The model file has no parity: it cannot be repaired.
+    NoParity = -50,
+    /// Words of the model file have more than one flipped bit: `found` of them, the first at byte `expected`.
+    Unrepairable = -51,
+    /// The model file has no self-test.
+    NoSelfTest = -52,
+    /// The self-test gave other embeddings than those on record.
+    SelfTestFailed = -53,
+    /// The model, or the delta, is not signed.
+    NotSigned = -54,
+    /// It was signed with another key.
+    OtherKey = -55,
+    /// The public key is none.
+    BadKey = -56,
+    /// The signature is wrong: the file was changed after it was signed.
+    BadSignature = -57,
+    /// The model's version, `found`, is less than the least allowed, `expected`.
+    RolledBack = -58,
+    /// This library was built without the verification of signatures.
+    NoVerification = -59,
+    /// The model file holds no products.
+    NoProducts = -60,
+    /// The bytes are no delta that this library reads.
+    Delta = -61,
+    /// A part of the delta is damaged: `what` names it; of a block `found` is the number, `expected` the offset of its first byte.
+    DeltaDamaged = -62,
+    /// The slot does not hold the model for which the delta was made; nothing was written.
+    OtherModel = -63,
+    /// The delta did not make the new model: send the old one again, whole.
+    UpdateFailed = -64,
+    /// A function of the slot or the journal failed: its number, without sign, in `found`, the offset in `expected`.
+    Device = -65,
 }
 
 impl Status {
-    const ALL: [Self; 25] = [
+    const ALL: [Self; 41] = [
         Self::Ok,
         Self::More,
         Self::NullPointer,
@@ -113,6 +155,22 @@ impl Status {
         Self::Prototypes,
         Self::PrototypesMismatch,
         Self::NotFinite,
+        Self::NoParity,
+        Self::Unrepairable,
+        Self::NoSelfTest,
+        Self::SelfTestFailed,
+        Self::NotSigned,
+        Self::OtherKey,
+        Self::BadKey,
+        Self::BadSignature,
+        Self::RolledBack,
+        Self::NoVerification,
+        Self::NoProducts,
+        Self::Delta,
+        Self::DeltaDamaged,
+        Self::OtherModel,
+        Self::UpdateFailed,
+        Self::Device,
     ];
 
     const fn message(self) -> &'static CStr {
@@ -142,6 +200,22 @@ impl Status {
             Self::Prototypes => c"not an intact prototype file",
             Self::PrototypesMismatch => c"the prototypes belong to another embedding space",
             Self::NotFinite => c"the embedding is not finite",
+            Self::NoParity => c"the model file has no parity",
+            Self::Unrepairable => c"words of the model file have more than one flipped bit",
+            Self::NoSelfTest => c"the model file has no self-test",
+            Self::SelfTestFailed => c"the self-test gave other embeddings",
+            Self::NotSigned => c"the file is not signed",
+            Self::OtherKey => c"the file was signed with another key",
+            Self::BadKey => c"the public key is none",
+            Self::BadSignature => c"the file was changed after it was signed",
+            Self::RolledBack => c"the model is older than allowed",
+            Self::NoVerification => c"this library verifies no signatures",
+            Self::NoProducts => c"the model file holds no products",
+            Self::Delta => c"not a delta that this library reads",
+            Self::DeltaDamaged => c"the delta is damaged",
+            Self::OtherModel => c"the slot holds another model than the delta is for",
+            Self::UpdateFailed => c"the delta did not make the new model",
+            Self::Device => c"a function of the slot or the journal failed",
         }
     }
 }
@@ -254,6 +328,14 @@ impl From<ModelError> for Failure {
         match error {
             ModelError::Misaligned { address } => new(Status::Misaligned, "model", address as u64, ALIGNMENT as u64),
             ModelError::Magic { found } => new(Status::ModelMagic, "magic number", u64::from_le_bytes(found), 0),
+            ModelError::Draft => new(Status::ModelVersion, "draft of the format", 0, 0),
+            ModelError::ParityField { found } => new(Status::ModelValue, "parity field", found.into(), 0),
+            ModelError::Unit { length, unit } => new(Status::ModelLength, "model", length as u64, unit as u64),
+            ModelError::Parity { offset } => new(Status::ModelDamaged, "parity of a word", offset as u64, 0),
+            ModelError::Products(ProductsError { field, found, most, .. }) => {
+                new(Status::ModelValue, field, found, most)
+            }
+            ModelError::SelfTest { field, found, limit } => new(Status::ModelValue, field, found.into(), limit.into()),
             ModelError::Version { major, .. } => {
                 new(Status::ModelVersion, "major version", major.into(), crate::model::VERSION_MAJOR.into())
             }
@@ -270,8 +352,7 @@ impl From<ModelError> for Failure {
                 new(Status::ModelDamaged, what, found.into(), expected.into())
             }
             ModelError::SectionCrc { index, spec, found, expected } => {
-                let what = spec.0.map_or("section that is not a tensor", |spec| spec.name);
-                new(Status::ModelDamaged, what, found.into(), expected.into()).section(index)
+                new(Status::ModelDamaged, spec.name(), found.into(), expected.into()).section(index)
             }
             ModelError::NotZero { offset, .. } => new(Status::ModelValue, "byte that must be zero", offset as u64, 0),
             ModelError::HeaderEncoding(_) => new(Status::ModelHeader, "header encoding", 0, 0),

@@ -9,8 +9,10 @@ use std::vec::Vec;
 use super::*;
 use crate::Tile;
 use crate::encoder::Encoder;
-use crate::model::synthetic::{Aligned, tiny};
+use crate::guard::{self, SelfTest, TileKind};
+use crate::model::synthetic::{Aligned, equipped, tiny};
 use crate::model::{Model, Precision};
+use crate::triage::products::Product;
 use crate::triage::prototypes;
 use crate::triage::record::{Message, Rung};
 
@@ -38,7 +40,10 @@ struct Opened {
 }
 
 fn open(precision: Precision, budget: usize) -> Opened {
-    let file = tiny(precision);
+    open_file(tiny(precision), budget)
+}
+
+fn open_file(file: Aligned, budget: usize) -> Opened {
     let (bytes, mut encoder, mut error) = (budget.min(1 << 17), null_mut(), blank::<ErrorDetail>());
     // SAFETY: all pointers are to local variables of the lengths given.
     unsafe {
@@ -163,6 +168,7 @@ fn models_are_described() {
             (info.precision, words(&info.name), words(&info.embedding_space)),
             (WeightType::Int8, c"tiny", c"nowhere")
         );
+        assert_eq!(info.model_version, 3);
         assert_eq!(nadir_band(it.encoder, 1, &mut band), Status::Ok);
         assert_eq!((words(&band.name), words(&band.unit)), (c"B3", c"grey level"));
         assert_eq!((band.mean, band.std, band.has_no_data, band.has_saturation), (90.0, 40.0, 1, 0));
@@ -355,4 +361,276 @@ fn tiles_are_scored_chosen_and_recorded() {
     let Some(Message::Record(record)) = crate::triage::frame::parse(payload) else { panic!("not a record") };
     assert_eq!((record.tile, record.rung, record.no_data), (7, Rung::Record, quality.no_data_permille));
     assert_eq!(record.scores.unwrap().margin(), scores.margin);
+}
+
+#[test]
+fn products_are_those_of_rust() {
+    let it = open_file(whole(), usize::MAX);
+    let (mut info, mut error) = (blank::<ProductsInfo>(), blank::<ErrorDetail>());
+    let embedding = [0.5, 1.0, -2.0, 0.25, 3.0, 1.0, 0.0f32];
+    let rust = Model::parse(&it.file).unwrap().products().unwrap();
+    // SAFETY: the encoder is open; all other pointers are to local variables of the lengths given.
+    unsafe {
+        assert_eq!(nadir_products(it.encoder, &mut info, &mut error), Status::Ok);
+        assert_eq!(info, ProductsInfo { dimension: VALUES as u32, components: 3, binary_bytes: 1 });
+        let mut code = [0x55u8; VALUES];
+        let at = code.as_mut_ptr();
+        let mut encode = |product, numbers, embedding: *const f32, values, at, bytes| {
+            nadir_encode_product(it.encoder, product, numbers, embedding, values, at, bytes, &mut error)
+        };
+        let good = embedding.as_ptr();
+        for (kind, numbers, product) in [
+            (NADIR_PRODUCT_INT8, VALUES, Product::Int8(VALUES)),
+            (NADIR_PRODUCT_INT8, 4, Product::Int8(4)),
+            (NADIR_PRODUCT_BINARY, VALUES, Product::Binary),
+            (NADIR_PRODUCT_PCA, 3, Product::Pca(3)),
+        ]
+        .into_iter()
+        .step_by(if cfg!(miri) { 3 } else { 1 })
+        {
+            let bytes = product.bytes(VALUES);
+            let mut expected = vec![0; bytes];
+            rust.encode(product, &embedding, &mut expected).unwrap();
+            assert_eq!(encode(kind, numbers, good, VALUES, at, bytes), Status::Ok);
+            assert_eq!(std::slice::from_raw_parts(at, bytes), expected);
+            assert!(expected.iter().any(|&byte| byte != 0));
+            assert_eq!(encode(kind, numbers, good, VALUES, at, bytes + 1), Status::Length);
+            assert_eq!(encode(kind, numbers, good, VALUES - 1, at, bytes), Status::Length);
+            assert_eq!(encode(kind, numbers, [f32::NAN; VALUES].as_ptr(), VALUES, at, bytes), Status::NotFinite);
+            assert_eq!(encode(kind, numbers, good, VALUES, null_mut(), bytes), Status::NullPointer);
+            assert_eq!(encode(kind, numbers, good, VALUES, it.encoder.cast(), bytes), Status::Overlap);
+        }
+        assert_eq!(encode(3, 1, good, VALUES, at, 1), Status::UnknownValue);
+        assert_eq!(encode(NADIR_PRODUCT_BINARY, 6, good, VALUES, at, 1), Status::Length);
+        assert_eq!(encode(NADIR_PRODUCT_PCA, 4, good, VALUES, at, 4), Status::Length);
+        assert_eq!(encode(NADIR_PRODUCT_INT8, VALUES, good, VALUES, good.cast_mut().cast(), VALUES), Status::Overlap);
+        let without = open(Precision::Int8, usize::MAX);
+        assert_eq!(nadir_products(without.encoder, &mut info, &mut error), Status::NoProducts);
+    }
+}
+
+/// The private key of the tests.
+#[cfg(feature = "signature")]
+fn signing_key() -> ed25519_dalek::SigningKey {
+    ed25519_dalek::SigningKey::from_bytes(&[7; 32])
+}
+
+/// A file with everything: its self-test is right, and `signing_key` has signed it.
+fn whole() -> Aligned {
+    let plain = tiny(Precision::Int8);
+    let model = Model::parse(&plain).unwrap();
+    let encoder = Encoder::new(&model);
+    let test = SelfTest { tiles: 1, kind: TileKind::U8, seed: 1, hash: [0; 32] };
+    let (mut tile, mut arena) = (Aligned::filled(512, 0), Aligned::filled(encoder.arena_bytes(), 0));
+    // Miri has no time for an embedding.
+    let hash = if cfg!(miri) {
+        [0; 32]
+    } else {
+        test.compute(&encoder, tile.bytes_mut(), arena.bytes_mut(), &mut [0.0; VALUES]).unwrap()
+    };
+    equipped(&SelfTest { hash, ..test }.to_bytes(), |_model| {
+        let mut section = [0; crate::model::SIGNATURE_BYTES];
+        #[cfg(all(feature = "signature", not(miri)))]
+        {
+            use ed25519_dalek::Signer;
+            let key = signing_key();
+            let id = guard::key_id(&key.verifying_key().to_bytes());
+            let signature = key.sign(&guard::signed_message(_model)).to_bytes();
+            section.iter_mut().zip(id.iter().chain(&signature)).for_each(|(to, from)| *to = *from);
+        }
+        section
+    })
+}
+
+#[test]
+fn models_are_repaired_in_place() {
+    let (good, mut file) = (whole(), whole());
+    let (mut sum, mut error) = (blank::<RepairSum>(), blank::<ErrorDetail>());
+    let bytes = file.len();
+    let at = file.bytes_mut().as_mut_ptr();
+    // SAFETY: all pointers are to local variables of the lengths given.
+    unsafe {
+        let mut repair = |bytes| nadir_repair(at, bytes, &mut sum, &mut error);
+        assert_eq!(repair(bytes), Status::Ok);
+        *at.add(200) ^= 4;
+        *at.add(24) ^= 1;
+        assert_eq!(repair(bytes), Status::Ok);
+        *at.add(208) ^= 9;
+        *at.add(200) ^= 4;
+        assert_eq!(repair(bytes), Status::Unrepairable);
+        assert_eq!((sum.bits, sum.offset, sum.bit), (1, 200, 2));
+        assert_eq!((error.found, error.expected), (1, 208));
+        *at.add(208) ^= 9;
+        assert_eq!(nadir_repair(at, bytes - 1, null_mut(), &mut error), Status::ModelLength);
+        assert_eq!(nadir_repair(null_mut(), bytes, null_mut(), &mut error), Status::NullPointer);
+        assert_eq!(nadir_repair(at, bytes, at.cast(), &mut error), Status::Overlap);
+        let mut plain = tiny(Precision::Int8);
+        let bytes = plain.len();
+        let plain = plain.bytes_mut().as_mut_ptr();
+        assert_eq!(nadir_repair(plain, bytes, null_mut(), &mut error), Status::NoParity);
+    }
+    assert!(*file == *good);
+}
+
+#[test]
+fn models_are_scrubbed_tested_and_verified() {
+    let it = open_file(whole(), usize::MAX);
+    let (mut error, mut bytes) = (blank::<ErrorDetail>(), 0);
+    let (mut tile, mut out) = (Aligned::filled(512, 0), [0f32; VALUES]);
+    // SAFETY: the encoder is open; all other pointers are to local variables of the lengths given.
+    unsafe {
+        for _ in 0..2 {
+            let mut steps = 1;
+            while nadir_scrub(it.encoder, &mut error) == Status::More {
+                steps += 1;
+            }
+            assert_eq!((error.status, steps <= 2 * it.file.len() / 4096 + 7), (Status::Ok, true));
+        }
+        assert_eq!(nadir_self_test_bytes(it.encoder, &mut bytes), Status::Ok);
+        assert_eq!(bytes, 512);
+        let place = tile.bytes_mut().as_mut_ptr();
+        let mut test = |tile, bytes, out| nadir_self_test(it.encoder, tile, bytes, out, VALUES, &mut error);
+        assert_eq!(test(place, 511, out.as_mut_ptr()), Status::Length);
+        assert_eq!(test(it.encoder.cast(), 512, out.as_mut_ptr()), Status::Overlap);
+        assert_eq!(test(place, 512, place.cast()), Status::Overlap);
+        assert_eq!(test(place, 512, null_mut()), Status::NullPointer);
+        if !cfg!(miri) {
+            assert_eq!(test(place, 512, out.as_mut_ptr()), Status::Ok);
+        }
+        let other = open(Precision::Int8, usize::MAX);
+        assert_eq!(nadir_self_test_bytes(other.encoder, &mut bytes), Status::NoSelfTest);
+        let mut verify = |encoder: *mut Handle, key: *const u8, least| {
+            let status = nadir_verify_signature(encoder, key, least, &mut error);
+            (status, error.found)
+        };
+        assert_eq!(verify(it.encoder, null(), 0).0, Status::NullPointer);
+        #[cfg(not(feature = "signature"))]
+        assert_eq!(verify(it.encoder, [0; 32].as_ptr(), 0).0, Status::NoVerification);
+        #[cfg(all(feature = "signature", not(miri)))]
+        {
+            let key = signing_key().verifying_key().to_bytes();
+            assert_eq!(verify(it.encoder, key.as_ptr(), 3).0, Status::Ok);
+            assert_eq!(verify(it.encoder, key.as_ptr(), 4), (Status::RolledBack, 3));
+            assert_eq!(verify(other.encoder, key.as_ptr(), 0).0, Status::NotSigned);
+            let another = ed25519_dalek::SigningKey::from_bytes(&[8; 32]).verifying_key().to_bytes();
+            assert_eq!(verify(it.encoder, another.as_ptr(), 0).0, Status::OtherKey);
+            assert_eq!(verify(it.encoder, [0xff; 32].as_ptr(), 0).0, Status::BadKey);
+        }
+        assert_eq!(nadir_close(it.encoder), Status::Ok);
+        assert_eq!(nadir_scrub(it.encoder, &mut error), Status::NotOpen);
+    }
+}
+
+/// A device behind functions, that fails when told to.
+struct Chip {
+    bytes: Vec<u8>,
+    fails: bool,
+}
+
+const CHIP_PAGE: usize = 4096;
+
+impl Chip {
+    /// The chip for C; whoever holds it looks at the chip by this pointer only.
+    unsafe fn device(chip: *mut Self) -> StorageDevice {
+        unsafe extern "C" fn read(chip: *mut c_void, offset: usize, to: *mut u8, length: usize) -> i32 {
+            // SAFETY: the context is a chip, and nobody else looks at it; the rest is within the lengths that the library keeps to.
+            unsafe { to.copy_from((&(*chip.cast::<Chip>()).bytes)[offset..offset + length].as_ptr(), length) };
+            0
+        }
+        unsafe extern "C" fn erase(chip: *mut c_void, offset: usize, length: usize) -> i32 {
+            // SAFETY: as above.
+            unsafe { (&mut (*chip.cast::<Chip>()).bytes)[offset..offset + length].fill(0xff) };
+            0
+        }
+        unsafe extern "C" fn write(chip: *mut c_void, offset: usize, from: *const u8, length: usize) -> i32 {
+            // SAFETY: as above.
+            unsafe {
+                if (*chip.cast::<Chip>()).fails {
+                    return 7;
+                }
+                from.copy_to((&mut (*chip.cast::<Chip>()).bytes)[offset..offset + length].as_mut_ptr(), length);
+            }
+            0
+        }
+        // SAFETY: the caller's promise.
+        let (bytes, context) = (unsafe { &*chip }.bytes.len(), chip.cast());
+        StorageDevice {
+            context,
+            bytes,
+            page_bytes: CHIP_PAGE,
+            read: Some(read),
+            erase: Some(erase),
+            write: Some(write),
+        }
+    }
+}
+
+#[test]
+fn deltas_are_applied_by_functions_and_in_memory() {
+    let (old, new) = (tiny(Precision::Int8), whole());
+    let data = Model::parse(&new).unwrap().data().len();
+    let delta = crate::delta::tests::whole(&old, &new, data);
+    let (mut info, mut error, mut work) = (blank::<DeltaInfo>(), blank::<ErrorDetail>(), blank::<DeltaWork>());
+    let room = new.len().next_multiple_of(CHIP_PAGE);
+    let mut page = vec![0; CHIP_PAGE];
+    let mut chip = Chip { bytes: vec![0; 3 * CHIP_PAGE], fails: false };
+    let chip: *mut Chip = &mut chip;
+    let mut slot = Aligned::filled(room, 0xff);
+    slot.bytes_mut()[..old.len()].copy_from_slice(&old);
+    let bytes = |context: *mut u8, bytes| StorageDevice {
+        context: context.cast(),
+        bytes,
+        page_bytes: CHIP_PAGE,
+        read: None,
+        erase: None,
+        write: None,
+    };
+    // SAFETY: all pointers are to local variables of the lengths given.
+    unsafe {
+        assert_eq!(nadir_delta_describe(delta.as_ptr(), delta.len(), &mut info, &mut error), Status::Ok);
+        assert_eq!((info.old_bytes, info.new_bytes, info.model_version, info.is_signed), (old.len(), new.len(), 3, 0));
+        assert_eq!(nadir_delta_describe(delta.as_ptr(), delta.len() - 1, &mut info, &mut error), Status::DeltaDamaged);
+        assert_eq!(nadir_delta_describe(old.as_ptr(), old.len(), &mut info, &mut error), Status::Delta);
+        let mut damaged = delta.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        assert_eq!(nadir_delta_describe(damaged.as_ptr(), damaged.len(), &mut info, &mut error), Status::DeltaDamaged);
+        let last = (delta.len() - 128) / 1028;
+        assert_eq!((words(&error.what), error.found), (c"block", last as u64));
+        assert_eq!(nadir_delta_step(&mut work, &mut error), Status::NotOpen);
+
+        let memory = slot.bytes_mut().as_mut_ptr();
+        let memory = bytes(memory, room);
+        let half = StorageDevice { read: None, ..Chip::device(chip) };
+        let log = Chip::device(chip);
+        let mut open = |slot: &StorageDevice, log: *const StorageDevice, page_bytes, key, least| {
+            let (page, delta_at) = (page.as_mut_ptr(), delta.as_ptr());
+            nadir_delta_open(&mut work, delta_at, delta.len(), slot, log, page, page_bytes, key, least, &mut error)
+        };
+        assert_eq!(open(&memory, null(), CHIP_PAGE, null(), 0), Status::NullPointer);
+        assert_eq!(open(&memory, &half, CHIP_PAGE, null(), 0), Status::NullPointer);
+        assert_eq!(open(&memory, &memory, CHIP_PAGE, null(), 0), Status::Overlap);
+        assert_eq!(open(&memory, &log, CHIP_PAGE - 64, null(), 0), Status::Length);
+        assert_eq!(open(&StorageDevice { bytes: room - 1, ..memory }, &log, CHIP_PAGE, null(), 0), Status::Length);
+        assert_eq!(open(&StorageDevice { page_bytes: 100, ..memory }, &log, 100, null(), 0), Status::Misaligned);
+        assert_eq!(open(&memory, &log, CHIP_PAGE, null(), 4), Status::RolledBack);
+        let unsigned = if cfg!(feature = "signature") { Status::NotSigned } else { Status::NoVerification };
+        assert_eq!(open(&memory, &log, CHIP_PAGE, [1; 32].as_ptr(), 0), unsigned);
+        assert_eq!(open(&memory, &log, CHIP_PAGE, null(), 3), Status::Ok);
+        (*chip).fails = true;
+        let mut steps = 0;
+        while nadir_delta_step(&mut work, &mut error) == Status::More {}
+        assert_eq!((error.status, error.found, words(&error.what)), (Status::Device, 7, c"journal"));
+        (*chip).fails = false;
+        while nadir_delta_step(&mut work, &mut error) == Status::More {
+            steps += 1;
+            // Miri has no time for the rest.
+            if cfg!(miri) && steps > 10 {
+                return;
+            }
+        }
+        assert_eq!((error.status, steps > 10), (Status::Ok, true), "{error:?}");
+        assert!(slot[..new.len()] == *new);
+        slot.bytes_mut()[100] ^= 1;
+        assert_eq!(nadir_delta_step(&mut work, null_mut()), Status::Ok, "done is done");
+    }
 }

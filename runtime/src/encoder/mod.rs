@@ -17,6 +17,7 @@ use crate::kernels::int8::Int8Kernels;
 use crate::model::int8_layout::stored;
 use crate::model::{Model, Place, Precision, STAGES};
 use crate::plan::int8::{Passes, StagePasses, int8_passes};
+use crate::plan::padded;
 pub use buffer::{ArenaBuffer, StaticPlan};
 pub(crate) use cursor::Cursor;
 
@@ -322,15 +323,27 @@ impl Run<'_, '_> {
     /// The residual map of an int8 model after the last whole layer group, `[height, width, stored channels]`; only between two places, that is
     /// when [`Run::place`] has just changed, is it that of one of them.
     pub fn residual(&self) -> Option<&[i16]> {
-        let arch = self.encoder.model.architecture();
-        let stage = match self.at?.place {
+        let (arch, stage) = (self.encoder.model.architecture(), self.stage()?);
+        let len = arch.grid(stage).pow(2) * stored(arch.dim(stage));
+        let bytes = self.arena.get(..2 * len).filter(|_| self.encoder.model.precision() == Precision::Int8)?;
+        bytemuck::try_cast_slice(bytes).ok()
+    }
+
+    /// The same of an f32 or f16 model, `[panels, height, width, 16]`; what is left of the last panel of channels means nothing.
+    pub fn float_residual(&self) -> Option<&[f32]> {
+        let (arch, stage) = (self.encoder.model.architecture(), self.stage()?);
+        let len = arch.grid(stage).pow(2) * padded(arch.dim(stage));
+        let bytes = self.arena.get(..4 * len).filter(|_| self.encoder.model.precision() != Precision::Int8)?;
+        bytemuck::try_cast_slice(bytes).ok()
+    }
+
+    /// The stage to which the residual map before the next step belongs.
+    fn stage(&self) -> Option<usize> {
+        Some(match self.at?.place {
             Place::Stem | Place::Block { stage: 0, .. } => 0,
             Place::Downsample { stage } => usize::from(stage) - 1,
             Place::Block { stage, .. } => stage.into(),
             Place::Head => STAGES - 1,
-        };
-        let len = arch.grid(stage).pow(2) * stored(arch.dim(stage));
-        let bytes = self.arena.get(..2 * len).filter(|_| self.encoder.model.precision() == Precision::Int8)?;
-        bytemuck::try_cast_slice(bytes).ok()
+        })
     }
 }

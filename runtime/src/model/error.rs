@@ -17,6 +17,9 @@ pub enum ModelError {
         /// The first 8 bytes.
         found: [u8; 8],
     },
+    /// The file was written in a draft of the format.
+    #[error("this is a .nadir file of a draft of the format: convert the model again from its .safetensors")]
+    Draft,
     /// The file was written in another major version of the format.
     #[error("model file version is {major}.{minor}, this runtime reads {VERSION_MAJOR}.x")]
     Version {
@@ -40,6 +43,26 @@ pub enum ModelError {
         length: usize,
         /// Bytes expected.
         expected: u64,
+    },
+    /// The field that says whether there is parity has neither of its values.
+    #[error("parity field is {found:08x}, must be 00000000 (none) or ffffffff")]
+    ParityField {
+        /// The field.
+        found: u32,
+    },
+    /// No file has this length: the data are a multiple of 64 bytes, with parity of 72.
+    #[error("model has {length} bytes, must be a multiple of {unit}")]
+    Unit {
+        /// Bytes given.
+        length: usize,
+        /// 64, or 72 with parity.
+        unit: usize,
+    },
+    /// A word does not fit its parity byte.
+    #[error("the word at byte {offset} and its parity do not fit each other")]
+    Parity {
+        /// Offset of the word in the file.
+        offset: usize,
     },
     /// The header's length is beyond the limit.
     #[error("header has {length} bytes, the limit is {limit}")]
@@ -177,6 +200,19 @@ pub enum ModelError {
         /// Index of the element.
         element: usize,
     },
+    /// A number of the self-test is beyond its limits.
+    #[error("self-test: {field} is {found}, the limit is {limit}")]
+    SelfTest {
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        found: u32,
+        /// The largest value allowed.
+        limit: u32,
+    },
+    /// A number of the products is beyond its limits.
+    #[error("products: {0}")]
+    Products(#[from] super::products::ProductsError),
     /// A constant of the integer arithmetic is beyond its limits.
     #[error("section {index} ({spec}) holds a constant beyond its limits at element {element}")]
     OutOfRange {
@@ -194,7 +230,7 @@ pub enum ModelError {
 pub enum Part {
     /// Prefix, header and section table.
     Head,
-    /// All bytes before the last four.
+    /// All bytes before the last 64 of the data.
     File,
 }
 
@@ -207,15 +243,30 @@ impl core::fmt::Display for Part {
     }
 }
 
-/// A section's name, or that it is not a tensor.
+/// What a section is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SectionName(pub Option<SectionSpec>);
+pub enum SectionName {
+    /// A tensor of the encoder.
+    Tensor(SectionSpec),
+    /// Not a tensor: its kind.
+    Ancillary(u8),
+}
+
+impl SectionName {
+    /// What it holds, for instance `pointwise 1 weight` or `block CRCs`.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            SectionName::Tensor(spec) => spec.name,
+            SectionName::Ancillary(kind) => super::ancillary::name(*kind),
+        }
+    }
+}
 
 impl core::fmt::Display for SectionName {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self.0 {
-            Some(spec) => spec.fmt(f),
-            None => f.write_str("not a tensor"),
+        match self {
+            SectionName::Tensor(spec) => spec.fmt(f),
+            SectionName::Ancillary(_) => f.write_str(self.name()),
         }
     }
 }

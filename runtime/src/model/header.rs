@@ -52,6 +52,8 @@ pub struct Header<'a> {
     pub name: &'a str,
     /// Embeddings may be compared only within one embedding space; 1 to [`MAX_NAME`] bytes.
     pub embedding_space: &'a str,
+    /// Counts up whenever the model is replaced, so that an older one with a good signature can be refused.
+    pub model_version: u32,
     /// Form of the weights.
     pub precision: Precision,
     /// Shape of the encoder.

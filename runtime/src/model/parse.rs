@@ -1,6 +1,6 @@
 //! Total parsing: any bytes give a [`Model`] or a [`ModelError`].
 //!
-//! Time is bounded: every byte is read at most three times (its CRC, the CRC of the file, and a check that floats are finite).
+//! Time is bounded: every byte is read at most four times (its CRC, the CRC of the file, a check that floats are finite, its parity).
 
 use super::*;
 
@@ -74,6 +74,13 @@ fn check_zero(bytes: &[u8], from: usize, to: usize) -> Result<(), ModelError> {
 }
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Model<'_>, ModelError> {
+    let model = head(bytes)?;
+    model.check_contents()?;
+    Ok(model)
+}
+
+/// Checks prefix, header and table, and that the file has the length and the sections that they call for; not what these hold.
+pub(crate) fn head(bytes: &[u8]) -> Result<Model<'_>, ModelError> {
     let address = bytes.as_ptr() as usize;
     if !address.is_multiple_of(ALIGNMENT) {
         return Err(ModelError::Misaligned { address });
@@ -83,10 +90,12 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Model<'_>, ModelError> {
     let Some(prefix) = bytes.get(..PREFIX_BYTES) else {
         return Err(truncated(PREFIX_BYTES as u64));
     };
-    if prefix[..8] != MAGIC {
-        let mut found = [0; 8];
-        found.copy_from_slice(&prefix[..8]);
-        return Err(ModelError::Magic { found });
+    let mut magic = [0; 8];
+    magic.copy_from_slice(&prefix[..8]);
+    match magic {
+        MAGIC => {}
+        MAGIC_DRAFT => return Err(ModelError::Draft),
+        found => return Err(ModelError::Magic { found }),
     }
     let (major, minor) = (u16_at(prefix, 8), u16_at(prefix, 10));
     if major != VERSION_MAJOR {
@@ -99,71 +108,67 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Model<'_>, ModelError> {
     if length as u64 > file_bytes {
         return Err(ModelError::TooLong { length, expected: file_bytes });
     }
+    let (data_bytes, unit) = match u32_at(prefix, 20) {
+        0 => (length.is_multiple_of(ALIGNMENT).then_some(length), ALIGNMENT),
+        u32::MAX => (parity::data_bytes(length), ALIGNMENT + ALIGNMENT / parity::WORD_BYTES),
+        found => return Err(ModelError::ParityField { found }),
+    };
+    let Some(data) = data_bytes.and_then(|n| bytes.get(..n)) else {
+        return Err(ModelError::Unit { length, unit });
+    };
 
     // Head: prefix, header, section table. All sums fit u64: the header is limited, the number of sections is a u32.
     let header_bytes = u32_at(prefix, 12);
     if header_bytes as usize > MAX_HEADER {
         return Err(ModelError::HeaderLength { length: header_bytes, limit: MAX_HEADER });
     }
-    let header_end = PREFIX_BYTES + header_bytes as usize;
+    let header_bytes = header_bytes as usize;
+    let header_end = PREFIX_BYTES + header_bytes;
     let sections = u32_at(prefix, 16);
     let table_start = align(header_end as u64);
     let table_end = table_start + u64::from(sections) * ENTRY_BYTES as u64;
-    let first = align(table_end + 4);
-    if length as u64 <= first {
-        return Err(truncated(first + 4));
+    let first = align(table_end + HEAD_CRC_BYTES as u64);
+    if (data.len() as u64) < first + END_BYTES as u64 {
+        return Err(truncated(first + END_BYTES as u64));
     }
     // From here the positions fit the file, hence usize.
-    let (table_start, table_end) = (table_start as usize, table_end as usize);
-    let expected = u32_at(bytes, table_end);
+    let (table_start, table_end, first) = (table_start as usize, table_end as usize, first as usize);
+    let expected = u32_at(data, table_end + 4);
     let (Some(head), Some(header), Some(table)) =
-        (bytes.get(..table_end), bytes.get(PREFIX_BYTES..header_end), bytes.get(table_start..table_end))
+        (data.get(..table_end), data.get(PREFIX_BYTES..header_end), data.get(table_start..table_end))
     else {
-        return Err(truncated(first));
+        return Err(truncated(first as u64));
     };
     let found = crc32c(head);
     if found != expected {
         return Err(ModelError::Crc { part: Part::Head, found, expected });
     }
-    check_zero(bytes, 20, 24)?;
-    check_zero(bytes, header_end, table_start)?;
-    check_zero(bytes, table_end + 4, first as usize)?;
+    check_zero(data, header_end, table_start)?;
+    check_zero(data, table_end, table_end + 4)?;
+    check_zero(data, table_end + HEAD_CRC_BYTES, first)?;
     let (header, tail) = postcard::take_from_bytes::<Header<'_>>(header).map_err(ModelError::HeaderEncoding)?;
     // A later minor version may have appended fields.
-    if minor == VERSION_MINOR && !tail.is_empty() {
+    if minor <= VERSION_MINOR && !tail.is_empty() {
         return Err(ModelError::HeaderTail(tail.len()));
     }
     header.validate()?;
 
-    let model = Model { bytes, header, table };
-    let tensors = model.check_sections(first)?;
-    if expected_section(&model.header.architecture, model.header.bands.len(), model.header.precision, tensors).is_some()
-    {
-        let expected = model.expected_tensors();
-        return Err(ModelError::TensorCount { found: tensors, expected });
-    }
-    if model.precision() == Precision::Int8 {
-        int8_layout::check(&model)?;
-    }
-    let expected = u32_at(bytes, length - 4);
-    let found = crc32c(bytes.get(..length - 4).unwrap_or_default());
-    if found != expected {
-        return Err(ModelError::Crc { part: Part::File, found, expected });
+    let mut model = Model { bytes, data, header, header_bytes, table, tensors: 0, tensor_range: first..first };
+    model.check_rows()?;
+    if model.expected(model.tensors).is_some() {
+        let expected = (0..).take_while(|&i| model.expected(i).is_some()).count();
+        return Err(ModelError::TensorCount { found: model.tensors, expected });
     }
     Ok(model)
 }
 
 impl Model<'_> {
-    /// Tensors that the header asks for.
-    fn expected_tensors(&self) -> usize {
-        (0..).take_while(|&i| self.expected(i).is_some()).count()
-    }
-
-    /// Checks each section; returns the number of tensors. `offset` is where the first section must lie.
-    fn check_sections(&self, mut offset: u64) -> Result<usize, ModelError> {
-        let bytes = self.bytes;
-        let end_of_file = bytes.len() as u64;
-        let mut tensors = 0;
+    /// Checks each row of the table but for its CRC; counts the tensors and finds where they end.
+    fn check_rows(&mut self) -> Result<(), ModelError> {
+        let end_of_sections = (self.data.len() - END_BYTES) as u64;
+        let mut offset = self.tensor_range.start as u64;
+        // The least kind that may come.
+        let mut least = KIND_TENSOR;
         for index in 0..self.section_count() {
             let row = row(self.table, index);
             let wrong = |field, found, expected| ModelError::Entry { index, field, found, expected };
@@ -179,49 +184,89 @@ impl Model<'_> {
             if row.offset != offset {
                 return Err(wrong("offset", row.offset, offset));
             }
-            let spec = match row.kind {
-                KIND_TENSOR => {
-                    if tensors != index {
-                        return Err(wrong("kind", KIND_TENSOR.into(), KIND_ANCILLARY.into()));
-                    }
-                    let Some(spec) = self.expected(index) else {
-                        let found = (index..self.section_count()).take_while(|&i| self::row(self.table, i).kind == 0);
-                        return Err(ModelError::TensorCount { found: index + found.count(), expected: index });
-                    };
-                    if dtype != spec.dtype || row.elements != spec.elements as u64 {
-                        return Err(ModelError::Section { index, spec, elements: row.elements, dtype });
-                    }
-                    tensors += 1;
-                    Some(spec)
+            if row.kind < least || (KIND_TENSOR + 1..KIND_ANCILLARY).contains(&row.kind) {
+                return Err(wrong("kind", row.kind.into(), least.max(KIND_ANCILLARY).into()));
+            }
+            if row.kind == KIND_TENSOR {
+                let Some(spec) = self.expected(index) else {
+                    let found = (index..self.section_count()).take_while(|&i| self::row(self.table, i).kind == 0);
+                    return Err(ModelError::TensorCount { found: index + found.count(), expected: index });
+                };
+                if dtype != spec.dtype || row.elements != spec.elements as u64 {
+                    return Err(ModelError::Section { index, spec, elements: row.elements, dtype });
                 }
-                KIND_ANCILLARY.. => None,
-                other => return Err(wrong("kind", other.into(), KIND_ANCILLARY.into())),
-            };
+                self.tensors = index + 1;
+            } else {
+                let tensor_bytes = self.tensor_range.len();
+                if let Some((expected, elements)) = ancillary::expected(row.kind, row.elements, self, tensor_bytes) {
+                    if dtype != expected {
+                        return Err(wrong("type", dtype as u64, expected as u64));
+                    }
+                    if row.elements != elements as u64 {
+                        return Err(wrong("elements", row.elements, elements as u64));
+                    }
+                }
+                // Nothing comes after a signature.
+                let Some(next) = row.kind.checked_add(1).or((index + 1 == self.section_count()).then_some(row.kind))
+                else {
+                    return Err(wrong("kind", row.kind.into(), u64::from(row.kind) - 1));
+                };
+                least = next;
+            }
             let end = row.elements.checked_mul(dtype.bytes() as u64).and_then(|n| n.checked_add(offset));
-            // The next section, or the file's CRC, begins at the next multiple of the alignment.
-            let Some(end) = end.filter(|&end| align(end) <= end_of_file - 4) else {
+            // The next section, or the last line, begins at the next multiple of the alignment.
+            let Some(end) = end.filter(|&end| align(end) <= end_of_sections) else {
                 return Err(wrong(
                     "elements",
                     row.elements,
-                    (end_of_file - 4).saturating_sub(offset) / dtype.bytes() as u64,
+                    end_of_sections.saturating_sub(offset) / dtype.bytes() as u64,
                 ));
             };
-            let found = crc32c(bytes.get(offset as usize..end as usize).unwrap_or_default());
-            if found != row.crc {
-                return Err(ModelError::SectionCrc { index, spec: SectionName(spec), found, expected: row.crc });
+            offset = align(end);
+            if row.kind == KIND_TENSOR {
+                self.tensor_range.end = offset as usize;
             }
-            check_zero(bytes, end as usize, align(end) as usize)?;
-            if let Some(spec) = spec
-                && let Some(element) = self.first_not_finite(index, dtype)
+        }
+        if offset != end_of_sections {
+            return Err(ModelError::TooLong { length: self.data.len(), expected: offset + END_BYTES as u64 });
+        }
+        Ok(())
+    }
+
+    /// Checks what the sections hold, and the end of the file.
+    fn check_contents(&self) -> Result<(), ModelError> {
+        for index in 0..self.section_count() {
+            let row = row(self.table, index);
+            let bytes = self.section_bytes(index);
+            let found = crc32c(bytes);
+            if found != row.crc {
+                let spec = self.section_name(index);
+                return Err(ModelError::SectionCrc { index, spec, found, expected: row.crc });
+            }
+            let end = row.offset + bytes.len() as u64;
+            check_zero(self.data, end as usize, align(end) as usize)?;
+            if let Some(spec) = self.expected(index)
+                && let Some(element) = self.first_not_finite(index, spec.dtype)
             {
                 return Err(ModelError::NotFinite { index, spec, element });
             }
-            offset = align(end);
         }
-        if offset != end_of_file - 4 {
-            return Err(ModelError::TooLong { length: bytes.len(), expected: offset + 4 });
+        if self.precision() == Precision::Int8 {
+            int8_layout::check(self)?;
         }
-        Ok(tensors)
+        crate::guard::SelfTest::check(self)?;
+        self.read_products()?;
+        let end = self.data.len() - END_BYTES;
+        let (found, expected) = (crc32c(self.data.get(..end).unwrap_or_default()), self.file_crc());
+        if found != expected {
+            return Err(ModelError::Crc { part: Part::File, found, expected });
+        }
+        check_zero(self.data, end + 4, self.data.len())?;
+        let parity = self.bytes.get(self.data.len()..).unwrap_or_default();
+        match parity::first_unfit(self.data, parity) {
+            Some(word) => Err(ModelError::Parity { offset: word * parity::WORD_BYTES }),
+            None => Ok(()),
+        }
     }
 
     fn first_not_finite(&self, index: usize, dtype: Dtype) -> Option<usize> {

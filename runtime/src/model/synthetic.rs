@@ -49,7 +49,7 @@ pub(crate) fn tiny(precision: Precision) -> Aligned {
     Aligned::copy_of(FILES[precision as usize].get_or_init(|| make(precision)))
 }
 
-fn make(precision: Precision) -> Aligned {
+fn header(precision: Precision) -> Header<'static> {
     let architecture = Architecture {
         tile_size: 16,
         patch_size: 8,
@@ -67,29 +67,34 @@ fn make(precision: Precision) -> Aligned {
         no_data: Some(0.0),
         saturation: None,
     };
-    let header = Header {
+    Header {
         name: "tiny",
         embedding_space: "nowhere",
+        model_version: 3,
         precision,
         architecture,
         embedding_dimension: architecture.embedding_dimension() as u16,
         bands: [band("B4"), band("B3")].into_iter().collect(),
         provenance: Provenance::default(),
-    };
-    let specs: Vec<SectionSpec> = (0..).map_while(|i| expected_section(&architecture, 2, precision, i)).collect();
+    }
+}
+
+fn make(precision: Precision) -> Aligned {
+    let header = header(precision);
+    let specs: Vec<SectionSpec> =
+        (0..).map_while(|i| expected_section(&header.architecture, 2, precision, i)).collect();
     let mut random = crate::triage::test_random::Random(7);
-    let mut sections: Vec<Vec<u8>> = specs.iter().map(|spec| values(spec, &mut random)).collect();
+    let mut sections: Vec<Section> =
+        specs.iter().map(|spec| (KIND_TENSOR, spec.dtype, values(spec, &mut random))).collect();
     // Constants begin as ones; those that must be large are found by the check, and are the same for all units of a kind.
     loop {
-        let bytes = Aligned::copy_of(&file(&header, &specs, &sections, |_| 0));
-        let header_bytes = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
-        let table = &bytes[(PREFIX_BYTES + header_bytes).next_multiple_of(ALIGNMENT)..][..specs.len() * ENTRY_BYTES];
-        let model = Model { bytes: &bytes, header: header.clone(), table };
+        let bytes = Aligned::copy_of(&file(&header, &sections, false, |_| 0));
+        let model = parse_head(&bytes).unwrap();
         match if precision == Precision::Int8 { int8_layout::check(&model) } else { Ok(()) } {
-            Ok(()) => return Aligned::copy_of(&file(&header, &specs, &sections, crc32c)),
+            Ok(()) => return Aligned::copy_of(&file(&header, &sections, false, crc32c)),
             Err(ModelError::OutOfRange { index, element, .. }) => {
                 let like = |spec: &SectionSpec| (spec.name, spec.elements);
-                for (spec, section) in specs.iter().zip(&mut sections) {
+                for (spec, (_, _, section)) in specs.iter().zip(&mut sections) {
                     if like(spec) == like(&specs[index]) {
                         let place = &mut section[4 * element..4 * element + 4];
                         assert_eq!(place, 1i32.to_le_bytes(), "element {element} of {spec} is large already");
@@ -100,6 +105,34 @@ fn make(precision: Precision) -> Aligned {
             Err(error) => panic!("{error}"),
         }
     }
+}
+
+/// [`tiny`] in int8 with what a file may have besides: block CRCs, a self-test, products of 3 components, the signature that `sign` gives for a message, parity.
+pub(crate) fn equipped(self_test: &[u8], sign: impl Fn(&Model<'_>) -> [u8; SIGNATURE_BYTES]) -> Aligned {
+    let plain = tiny(Precision::Int8);
+    let model = Model::parse(&plain).unwrap();
+    let mut sections: Vec<Section> = (0..model.section_count())
+        .map(|i| (KIND_TENSOR, model.section_entry(i).unwrap().dtype, model.section_bytes(i).to_vec()))
+        .collect();
+    let blocks = plain[model.tensor_range()].chunks(BLOCK_BYTES).flat_map(|block| crc32c(block).to_le_bytes());
+    sections.push((KIND_BLOCKS, Dtype::I32, blocks.collect()));
+    sections.push((KIND_SELF_TEST, Dtype::I8, self_test.to_vec()));
+    sections.push((KIND_PRODUCTS, Dtype::I8, products(model.embedding_dimension(), 3)));
+    sections.push((KIND_SIGNATURE, Dtype::I8, vec![0; SIGNATURE_BYTES]));
+    let header = header(Precision::Int8);
+    let unsigned = Aligned::copy_of(&file(&header, &sections, true, crc32c));
+    sections.last_mut().unwrap().2 = sign(&Model::parse(&unsigned).unwrap()).to_vec();
+    Aligned::copy_of(&file(&header, &sections, true, crc32c))
+}
+
+/// Products that differ from number to number.
+fn products(dimension: usize, components: usize) -> Vec<u8> {
+    let mut bytes = Vec::from(10u32.to_le_bytes());
+    bytes.extend((0..dimension).flat_map(|d| (1u32 << 22 | d as u32).to_le_bytes()));
+    bytes.extend((0..components).flat_map(|j| (1u32 << 23 | j as u32).to_le_bytes()));
+    bytes.extend((0..dimension).flat_map(|d| (50 * d as i16).to_le_bytes()));
+    bytes.extend((0..dimension * components).map(|i| (i * 37 % 255) as u8));
+    bytes
 }
 
 /// 32 random values over and over: Miri is slow at making them.
@@ -122,38 +155,50 @@ fn values(spec: &SectionSpec, random: &mut crate::triage::test_random::Random) -
     all
 }
 
-/// Puts a file together, as `docs/model-file.md` says; without CRCs it is quicker made.
-fn file(header: &Header<'_>, specs: &[SectionSpec], sections: &[Vec<u8>], crc: fn(&[u8]) -> u32) -> Vec<u8> {
+/// Kind, type and bytes.
+type Section = (u8, Dtype, Vec<u8>);
+
+/// Puts a file together, as `docs/model-file.md` says; without CRCs of sections it is quicker made.
+fn file(header: &Header<'_>, sections: &[Section], parity: bool, crc: fn(&[u8]) -> u32) -> Vec<u8> {
     let mut buffer = [0; MAX_HEADER];
     let header = postcard::to_slice(header, &mut buffer).unwrap();
     let mut file = Vec::from(MAGIC);
     file.extend(VERSION_MAJOR.to_le_bytes());
     file.extend(VERSION_MINOR.to_le_bytes());
     file.extend((header.len() as u32).to_le_bytes());
-    file.extend((specs.len() as u32).to_le_bytes());
-    let body: usize = sections.iter().map(|s| s.len().next_multiple_of(ALIGNMENT)).sum();
+    file.extend((sections.len() as u32).to_le_bytes());
+    let body: usize = sections.iter().map(|(_, _, s)| s.len().next_multiple_of(ALIGNMENT)).sum();
     let table = (PREFIX_BYTES + header.len()).next_multiple_of(ALIGNMENT);
-    let first = (table + specs.len() * ENTRY_BYTES + 4).next_multiple_of(ALIGNMENT);
-    file.extend([0; 4]);
-    file.extend(((first + body + 4) as u64).to_le_bytes());
+    let first = (table + sections.len() * ENTRY_BYTES + HEAD_CRC_BYTES).next_multiple_of(ALIGNMENT);
+    let data = first + body + END_BYTES;
+    file.extend(if parity { [0xff; 4] } else { [0; 4] });
+    file.extend((if parity { data / 8 * 9 } else { data } as u64).to_le_bytes());
     file.extend(&*header);
     file.resize(table, 0);
     let mut offset = first;
-    for (index, (spec, section)) in specs.iter().zip(sections).enumerate() {
-        file.extend([KIND_TENSOR, spec.dtype as u8, 0, 0]);
+    for (index, (kind, dtype, section)) in sections.iter().enumerate() {
+        file.extend([*kind, *dtype as u8, 0, 0]);
         file.extend((index as u32).to_le_bytes());
         file.extend((offset as u64).to_le_bytes());
-        file.extend((spec.elements as u64).to_le_bytes());
+        file.extend(((section.len() / dtype.bytes()) as u64).to_le_bytes());
         file.extend(crc(section).to_le_bytes());
         file.extend([0; 4]);
         offset += section.len().next_multiple_of(ALIGNMENT);
     }
-    file.extend(crc(&file).to_le_bytes());
+    let head = crc32c(&file);
+    file.extend([0; 4]);
+    file.extend(head.to_le_bytes());
     file.resize(first, 0);
-    for section in sections {
+    for (_, _, section) in sections {
         file.extend(section);
         file.resize(file.len().next_multiple_of(ALIGNMENT), 0);
     }
     file.extend(crc(&file).to_le_bytes());
+    file.resize(data, 0);
+    if parity {
+        let bytes: Vec<u8> =
+            file.as_chunks().0.iter().map(|word| parity::parity_of(u64::from_le_bytes(*word))).collect();
+        file.extend(bytes);
+    }
     file
 }

@@ -4,6 +4,8 @@
 //! | --- | --- | --- |
 //! | int8 with one f32 scale | D + 4 | at most half the scale a value, the scale being the largest magnitude / 127 |
 //! | binary code: the signs about a centre | D / 8, rounded up | the cosine of two embeddings is about cos(pi x differing bits / D) |
+//!
+//! Forms that are fitted to a model are its [products](super::products).
 
 /// Bytes of the binary code of a `dimension`-dimensional embedding.
 pub const fn code_bytes(dimension: usize) -> usize {
@@ -34,31 +36,44 @@ pub enum CodeError {
         /// The first such value.
         index: usize,
     },
+    /// The product has no number, or more than the model file holds.
+    #[error("the product has {found} numbers, limits are 1 to {most}")]
+    Numbers {
+        /// Numbers asked for.
+        found: usize,
+        /// The most there are.
+        most: usize,
+    },
     /// The scale is negative or not finite: no encoder wrote it.
     #[error("the scale of an int8 embedding is not possible")]
     Scale,
 }
 
-fn length(what: &'static str, found: usize, expected: usize) -> Result<(), CodeError> {
+pub(super) fn length(what: &'static str, found: usize, expected: usize) -> Result<(), CodeError> {
     if found == expected { Ok(()) } else { Err(CodeError::Length { what, found, expected }) }
 }
 
-fn finite(embedding: &[f32]) -> Result<(), CodeError> {
+pub(super) fn finite(embedding: &[f32]) -> Result<(), CodeError> {
     match embedding.iter().position(|v| !v.is_finite()) {
         Some(index) => Err(CodeError::NotFinite { index }),
         None => Ok(()),
     }
 }
 
-/// Sets bit `d % 8` of byte `d / 8` of `code` where `embedding[d] > centre[d]`; unused high bits are 0.
+/// Sets bit `d % 8` of byte `d / 8` of `code` where number `d` of the embedding lies above that of the centre; unused high bits are 0.
 ///
-/// `code` has [`code_bytes`] bytes, `centre` the embedding's length.
-pub fn binary_code(embedding: &[f32], centre: &[f32], code: &mut [u8]) -> Result<(), CodeError> {
+/// `code` has [`code_bytes`] bytes, `centre` as many numbers as the embedding.
+pub fn binary_code(
+    embedding: &[f32],
+    mut centre: impl ExactSizeIterator<Item = f32>,
+    code: &mut [u8],
+) -> Result<(), CodeError> {
     length("the centre", centre.len(), embedding.len())?;
     length("the code", code.len(), code_bytes(embedding.len()))?;
     finite(embedding)?;
-    for ((byte, values), centres) in code.iter_mut().zip(embedding.chunks(8)).zip(centre.chunks(8)) {
-        *byte = values.iter().zip(centres).enumerate().fold(0, |bits, (d, (v, c))| bits | u8::from(v > c) << d);
+    for (byte, values) in code.iter_mut().zip(embedding.chunks(8)) {
+        let above = values.iter().zip(&mut centre).map(|(v, c)| u8::from(*v > c));
+        *byte = above.enumerate().fold(0, |bits, (d, above)| bits | above << d);
     }
     Ok(())
 }
@@ -150,12 +165,13 @@ mod tests {
         let embedding = [1.0, -1.0, 0.0, 2.0, 5.0, 5.0, -5.0, -5.0, 3.0, 0.5];
         let centre = [0.0, 0.0, 0.0, 3.0, 0.0, 0.0, -9.0, 0.0, 0.0, 0.5];
         let mut code = [0; 2];
-        binary_code(&embedding, &centre, &mut code).unwrap();
+        let centre = || centre.into_iter();
+        binary_code(&embedding, centre(), &mut code).unwrap();
         assert_eq!(code, [0b0111_0001, 0b01]);
         assert_eq!(hamming(&code, &[0, 0]), 5);
-        assert!(binary_code(&embedding, &centre[1..], &mut code).is_err());
-        assert!(binary_code(&embedding, &centre, &mut [0; 3]).is_err());
-        assert!(binary_code(&[f32::INFINITY], &[0.0], &mut [0]).is_err());
+        assert!(binary_code(&embedding, centre().skip(1), &mut code).is_err());
+        assert!(binary_code(&embedding, centre(), &mut [0; 3]).is_err());
+        assert!(binary_code(&[f32::INFINITY], [0.0].into_iter(), &mut [0]).is_err());
     }
 
     /// The share of differing signs of two vectors under random rotations is their angle over pi (Goemans and Williamson).
@@ -163,7 +179,7 @@ mod tests {
     fn differing_bits_tell_the_angle() {
         let mut random = Random(5);
         let dimension = 4096;
-        let centre = vec![0.0; dimension];
+        let centre = || core::iter::repeat_n(0.0, dimension);
         for angle in [0.3f32, 1.0, 2.0] {
             let (mut a, mut b) = (vec![], vec![]);
             for _ in 0..dimension {
@@ -172,8 +188,8 @@ mod tests {
                 b.push(x * angle.cos() + y * angle.sin());
             }
             let mut codes = [vec![0; code_bytes(dimension)], vec![0; code_bytes(dimension)]];
-            binary_code(&a, &centre, &mut codes[0]).unwrap();
-            binary_code(&b, &centre, &mut codes[1]).unwrap();
+            binary_code(&a, centre(), &mut codes[0]).unwrap();
+            binary_code(&b, centre(), &mut codes[1]).unwrap();
             let share = hamming(&codes[0], &codes[1]) as f32 / dimension as f32;
             assert!((share * core::f32::consts::PI - angle).abs() < 0.1, "{share} for {angle}");
         }

@@ -6,6 +6,7 @@
 //! | class of interest: cosine to prototypes, as a margin and a probability | [`prototypes`] |
 //! | novelty: distance to the nearest embeddings of a bank | [`novelty`] |
 //! | smaller forms of an embedding: binary code, int8 | [`codes`] |
+//! | those that were fitted to the model and lie in its file, principal components among them | [`products`] |
 //! | what each tile is worth, which rung it gets under a byte budget, and why | [`select`] |
 //! | what is sent about a tile | [`record`] |
 //! | how it is framed, in a file and on a wire | [`frame`] |
@@ -16,6 +17,7 @@
 pub mod codes;
 pub mod frame;
 pub mod novelty;
+pub mod products;
 mod prototype_writer;
 pub mod prototypes;
 pub mod quality;

@@ -245,7 +245,7 @@ impl<'a> Prototypes<'a> {
     }
 
     /// The centre, one value a dimension.
-    pub fn centre(&self) -> impl Iterator<Item = f32> + use<'a> {
+    pub fn centre(&self) -> impl ExactSizeIterator<Item = f32> + use<'a> {
         floats(self.centre)
     }
 
@@ -317,6 +317,6 @@ pub(super) fn check_header(header: &Header<'_>) -> Result<(), ParseError> {
     Ok(())
 }
 
-fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + use<'_> {
+fn floats(bytes: &[u8]) -> impl ExactSizeIterator<Item = f32> + use<'_> {
     bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))
 }

@@ -22,7 +22,7 @@ pub enum Rung {
     Nothing,
     /// The record alone.
     Record,
-    /// The signs of the centred embedding, one bit a dimension ([`super::codes::binary_code`]).
+    /// The signs of the centred embedding, one bit a dimension: the model's binary product, or about the prototypes' centre if it has none.
     Code,
     /// The embedding as int8 with one scale ([`super::codes::encode_int8`]).
     Embedding,

@@ -16,7 +16,7 @@ use super::{
     End, ScheduleArgs, TilesArgs, already_finished, end, extend, fit_tiles, not_negative, provenance, read_model,
     write_encoder, write_encoder_in,
 };
-use crate::data::{RandomFeatures, Sampler, Stream, fingerprint, generator, random_features};
+use crate::data::{RandomFeatures, Sampler, Stream, fingerprint, fingerprint_of_file, generator, random_features};
 use crate::distill::{Distillation, Fit, Options, Pretext, Sight, Teacher, View, Weights, teacher_embeddings};
 use crate::encoder::Encoder;
 use crate::params::Init;
@@ -166,7 +166,7 @@ impl Distill {
             let side = tiles.shape[2];
             RandomFeatures::check(tiles.len(), side, side, self.random_features).context("--random-features")?;
         }
-        let settings = self.settings(&card, &teacher_card, &pixels, plan.fit);
+        let settings = self.settings(&card, &teacher_card, &pixels, plan.fit)?;
         let run = self.schedule.open(&settings)?;
         if already_finished(&run) {
             return Ok(End::Done);
@@ -195,12 +195,9 @@ impl Distill {
         };
         let sight = Sight { tiles: &tiles, bands: &teacher_card.bands, view: &view };
         let mut distillation = Distillation::new(&student, sight, source, beside, options, pretext)?;
-        let mut quantization = None;
         if self.quantize_aware {
             // Before a checkpoint is read: a resumed run gets the scales with which it began.
-            let calibrated = Quantization::calibrate(&student, view.tiles(), view.bands())?;
-            distillation = distillation.quantized(calibrated.clone());
-            quantization = Some(calibrated);
+            distillation = distillation.quantized(Quantization::calibrate(&student, view.tiles(), view.bands())?);
         }
         if self.student.init.is_some() && !self.keep_space && !run.checkpoint_path().exists() {
             distillation.fit_projection()?;
@@ -208,9 +205,6 @@ impl Distill {
         let mut sampler = Sampler::new(tiles.len(), self.schedule.batch as usize, seed, self.schedule.flips);
         let outcome = train(&run, &self.schedule.schedule(), &mut sampler, &distillation)?;
         end(&run, outcome, || {
-            if let Some(quantization) = quantization {
-                quantization.settle(&student, view.tiles(), view.bands())?;
-            }
             if self.keep_space {
                 return write_encoder_in(&run, &student, card, Some(&teacher_card.embedding_space));
             }
@@ -256,7 +250,7 @@ impl Distill {
         Ok(plain)
     }
 
-    fn settings(&self, card: &ModelCard, teacher: &ModelCard, pixels: &str, fit: Fit) -> serde_json::Value {
+    fn settings(&self, card: &ModelCard, teacher: &ModelCard, pixels: &str, fit: Fit) -> Result<serde_json::Value> {
         let s = &self.schedule;
         let mut settings = json!({
             "command": "distill",
@@ -274,6 +268,7 @@ impl Distill {
             "split": self.tiles.split,
             "use": self.tiles.codes(),
             "init": self.student.init,
+            "init_contents": self.student.init.as_deref().map(fingerprint_of_file).transpose()?,
             "init_std": format!("{:?}", self.init_std),
             "fit": format!("{fit:?}"),
             "feature_weight": self.feature_weight,
@@ -293,8 +288,8 @@ impl Distill {
             "random_features": self.random_features,
             "pretext_weight": self.pretext_weight,
         });
-        extend(&mut settings, &self.table.settings());
-        settings
+        extend(&mut settings, &self.table.settings()?);
+        Ok(settings)
     }
 
     /// The command line's essentials.

@@ -88,7 +88,7 @@ impl LabelledArgs {
         let codes = read_integers(&path)?;
         let shown = path.display();
         ensure!(codes.len() == tiles, "{shown}: has {} entries for {tiles} tiles", codes.len());
-        Split::new(&codes).with_context(|| shown.to_string())
+        Split::new(&codes).map_err(anyhow::Error::msg).with_context(|| shown.to_string())
     }
 
     /// Reads all.

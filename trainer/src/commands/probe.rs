@@ -4,7 +4,7 @@ mod compare;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use nadir_formats::{Matrix, read_integers};
 use serde_json::json;
@@ -57,14 +57,6 @@ pub struct Probe {
     save_plot: Option<PathBuf>,
 }
 
-/// The logistic regression's outcome.
-struct Regression {
-    c: f64,
-    validation: Option<f64>,
-    gradient: f64,
-    confusion: Confusion,
-}
-
 impl Probe {
     pub(super) fn run(self) -> Result<()> {
         let Some(path) = &self.embeddings else {
@@ -82,25 +74,22 @@ impl Probe {
         let names = self.data.names.as_deref().map(|list| names("names", list)).transpose()?;
         let labels = Labels::classes(&raw, names.as_deref(), &shown.to_string())?;
         let task = Task { labels: &labels, split: &split, k: self.k as usize, c: self.c };
-        let (neighbours, regression) = (task.probe(Kind::Knn, &e, 1.0, 1)?, task.probe(Kind::Logistic, &e, 1.0, 1)?);
-        let confusion = |score: &Score| score.confusion.clone().context("a probe of classes has a confusion matrix");
-        let neighbours = confusion(&neighbours)?;
-        let regression = Regression {
-            c: regression.c.unwrap_or(1.0),
-            validation: regression.validation,
-            gradient: regression.gradient.unwrap_or(0.0),
-            confusion: confusion(&regression)?,
+        let [neighbours, regression] = [Kind::Knn, Kind::Logistic].map(|kind| task.probe(kind, &e, 1.0, 1));
+        let (neighbours, regression) = (neighbours?, regression?);
+        let (Some(of_neighbours), Some(of_regression)) = (&neighbours.confusion, &regression.confusion) else {
+            bail!("{shown}: are no classes");
         };
+        let confusions = [of_neighbours, of_regression];
         let names = labels.names();
         if let Some(path) = &self.save_plot {
-            let title = format!("Logistic regression: {:.1} % right", 100.0 * regression.confusion.accuracy());
-            let picture = chart::confusion(&regression.confusion, names, &title);
+            let title = format!("Logistic regression: {:.1} % right", 100.0 * regression.score);
+            let picture = chart::confusion(of_regression, names, &title);
             nadir_formats::write_atomic(path, &picture.png()?)?;
         }
         if self.json {
-            println!("{}", self.object(&e, &split, names, &neighbours, &regression));
+            println!("{}", self.object(&e, &split, names, confusions, &regression));
         } else {
-            self.table(&e, &split, names, &neighbours, &regression);
+            self.table(&e, &split, names, confusions, &regression);
         }
         Ok(())
     }
@@ -110,8 +99,8 @@ impl Probe {
         e: &Matrix,
         split: &Split,
         names: &[String],
-        neighbours: &Confusion,
-        regression: &Regression,
+        [neighbours, logistic]: [&Confusion; 2],
+        regression: &Score,
     ) -> serde_json::Value {
         json!({
             "embeddings": self.embeddings,
@@ -128,14 +117,14 @@ impl Probe {
                 "c": regression.c,
                 "validation_accuracy": regression.validation,
                 "gradient": regression.gradient,
-                "accuracy": regression.confusion.accuracy(),
-                "recall": regression.confusion.recall(),
-                "confusion": regression.confusion.counts,
+                "accuracy": logistic.accuracy(),
+                "recall": logistic.recall(),
+                "confusion": logistic.counts,
             },
         })
     }
 
-    fn table(&self, e: &Matrix, split: &Split, names: &[String], neighbours: &Confusion, regression: &Regression) {
+    fn table(&self, e: &Matrix, split: &Split, names: &[String], confusions: [&Confusion; 2], regression: &Score) {
         let rows = [split.train.len(), split.validation.len(), split.test.len()];
         println!("{} dimensions; rows: train {}, validation {}, test {}", e.columns, rows[0], rows[1], rows[2]);
         let width = names.iter().map(|n| n.chars().count()).max().unwrap_or(0).max("all".len());
@@ -143,17 +132,19 @@ impl Probe {
         println!("\n{:width$}  {:>6}  {knn:>6}  {:>8}", "recall %", "tiles", "logistic", width = width.max(8));
         let width = width.max(8);
         let share = |r: Option<f64>| r.map_or("-".into(), |r| format!("{:.1}", 100.0 * r));
-        let recalls = neighbours.recall().into_iter().zip(regression.confusion.recall());
-        for ((name, (a, b)), row) in names.iter().zip(recalls).zip(&regression.confusion.counts) {
+        let [neighbours, logistic] = confusions;
+        let recalls = neighbours.recall().into_iter().zip(logistic.recall());
+        for ((name, (a, b)), row) in names.iter().zip(recalls).zip(&logistic.counts) {
             println!("{name:width$}  {:>6}  {:>6}  {:>8}", row.iter().sum::<u64>(), share(a), share(b));
         }
-        let all = [neighbours, &regression.confusion].map(|c| share(Some(c.accuracy())));
+        let all = confusions.map(|c| share(Some(c.accuracy())));
         println!("{:width$}  {:>6}  {:>6}  {:>8}", "accuracy", split.test.len(), all[0], all[1]);
         let how = match (self.c, regression.validation) {
             (Some(_), _) => "as given".to_owned(),
             (None, Some(v)) => format!("by validation, where it reaches {:.1} %", 100.0 * v),
             (None, None) => "there is no validation split".to_owned(),
         };
-        println!("\nlogistic regression: C {} ({how}), gradient {:.0e}", regression.c, regression.gradient);
+        let (c, gradient) = (regression.c.unwrap_or_default(), regression.gradient.unwrap_or_default());
+        println!("\nlogistic regression: C {c} ({how}), gradient {gradient:.0e}");
     }
 }

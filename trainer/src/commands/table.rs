@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::data::{ImageTarget, Table, names};
+use crate::data::{ImageTarget, Table, fingerprint_of_file, names};
 
 /// The options about the table.
 #[derive(Debug, Args)]
@@ -56,13 +56,14 @@ impl TableArgs {
     }
 
     /// What a resumed run must share.
-    pub fn settings(&self) -> Value {
-        json!({
+    pub fn settings(&self) -> Result<Value> {
+        Ok(json!({
             "table": self.table,
+            "table_contents": self.table.as_deref().map(fingerprint_of_file).transpose()?,
             "geolocation": self.geolocation,
             "regress": self.regress,
             "classify": self.classify,
-        })
+        }))
     }
 
     /// The options as they would be typed, files left out.

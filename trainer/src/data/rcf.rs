@@ -90,11 +90,6 @@ impl RandomFeatures {
         Ok(Self { side, width, values })
     }
 
-    /// Components.
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
     /// Those of the drawn tiles, `[batch, width, side, side]`, on the host; the parts are turned as the tiles are.
     pub fn batch(&self, draws: &[(usize, Symmetry)]) -> Result<Tensor> {
         let plane = self.side * self.side;
@@ -364,7 +359,6 @@ mod tests {
         let (tiles, bands) = tiles(200);
         let (width, all) = (12, (0..200).collect::<Vec<_>>());
         let features = RandomFeatures::new(&tiles, &bands, &all, 8, width, 1).unwrap();
-        assert_eq!(features.width(), width);
         let draws: Vec<_> = (0..200).map(|tile| (tile, AS_IS)).collect();
         let maps = features.batch(&draws).unwrap();
         assert_eq!(maps.dims(), [200, width, 2, 2]);

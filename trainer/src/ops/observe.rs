@@ -117,7 +117,13 @@ impl Stem {
         normalise_rows(&mut unit, &mut vec![0.0; sites], self.ln_eps);
         let mut entering = vec![0f32; sites * d];
         affine_rows(&mut entering, &unit, w.norm1[0], w.norm1[1]);
-        notes.sample("initial_conv.1".into(), d, &entering, false);
+        // Row by row, so that the same positions are sampled as of any other map.
+        let side = self.geometry.initial_side;
+        let mut placed: Vec<_> =
+            self.read_sites(0).enumerate().filter_map(|(i, site)| site.map(|[y, x]| (y * side + x, i))).collect();
+        placed.sort_unstable();
+        let in_rows: Vec<f32> = placed.iter().flat_map(|(_, i)| &entering[i * d..][..d]).copied().collect();
+        notes.sample("initial_conv.1".into(), d, &in_rows, false);
         let mut out = vec![0f32; self.geometry.grids[0].rows * d];
         stem_rows(&mut unit, &mut vec![0.0; sites * d], &mut out, &exists, w.norm1, &w.stem, w.stem_bias);
         notes.largest("stem.0".into(), d, &out);

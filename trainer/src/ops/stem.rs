@@ -95,30 +95,32 @@ impl Stem {
         out
     }
 
+    /// What the stem reads, window by window: row and column in the map of the initial convolution, nothing where that is padded.
+    pub(super) fn read_sites(&self, sample: usize) -> impl Iterator<Item = Option<[usize; 2]>> {
+        let (g, k) = (&self.geometry, self.geometry.stride);
+        let grid = &g.grids[0];
+        let inside = g.stem_padding..g.stem_padding + g.initial_side;
+        let windows = grid.positions(sample).iter().map(|&at| at as usize);
+        let corners = windows.map(move |at| [at / grid.side * k, at % grid.side * k]);
+        let places = corners.flat_map(move |[y, x]| (0..k * k).map(move |tap| [y + tap / k, x + tap % k]));
+        places.map(move |place| place.iter().all(|v| inside.contains(v)).then(|| place.map(|v| v - g.stem_padding)))
+    }
+
     /// What the initial convolution sees, which sites exist, and what it gives, `[sites, d]`.
     pub(super) fn first_sites(&self, w: &Weights, tile: &[f32], sample: usize) -> (Vec<f32>, Vec<bool>, Vec<f32>) {
         let (g, d, bands) = (&self.geometry, self.channels, self.bands);
-        let (grid, k) = (&g.grids[0], g.stride);
         let (width, line) = ((g.tile + 2) * bands, 3 * bands);
         let padded = self.padded(tile, sample);
-        let sites = grid.rows * k * k;
+        let sites = g.grids[0].rows * g.stride * g.stride;
         let mut columns = vec![0f32; sites * 9 * bands];
         let mut exists = Vec::with_capacity(sites);
-        let side = g.stem_padding..g.stem_padding + g.initial_side;
-        for position in grid.positions(sample) {
-            let (row, column) = (*position as usize / grid.side * k, *position as usize % grid.side * k);
-            for tap in 0..k * k {
-                let (y, x) = (row + tap / k, column + tap % k);
-                let inside = side.contains(&y) && side.contains(&x);
-                if inside {
-                    let (y, x) =
-                        (y - g.stem_padding + 1 - g.initial_padding, x - g.stem_padding + 1 - g.initial_padding);
-                    let out = &mut columns[exists.len() * 9 * bands..][..9 * bands];
-                    for dy in 0..3 {
-                        out[dy * line..][..line].copy_from_slice(&padded[(y + dy) * width + x * bands..][..line]);
-                    }
-                }
-                exists.push(inside);
+        for (at, site) in self.read_sites(sample).enumerate() {
+            exists.push(site.is_some());
+            let Some([y, x]) = site else { continue };
+            let (y, x) = (y + 1 - g.initial_padding, x + 1 - g.initial_padding);
+            let out = &mut columns[at * 9 * bands..][..9 * bands];
+            for dy in 0..3 {
+                out[dy * line..][..line].copy_from_slice(&padded[(y + dy) * width + x * bands..][..line]);
             }
         }
         let mut out = vec![0f32; sites * d];

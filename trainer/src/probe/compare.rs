@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
+use nadir_formats::probe::strengths;
 use nadir_formats::{BandCard, Matrix, Tiles};
 use serde::Serialize;
 
@@ -15,9 +16,6 @@ use crate::encoder::Encoder;
 use crate::finetune::Recipe;
 use crate::finetune::fit::{Examples, fit};
 use crate::finetune::net::{Net, Trained};
-
-/// The strengths of the penalty that validation chooses among, weakest fit first.
-const STRENGTHS: [f64; 5] = [0.001, 0.01, 0.1, 1.0, 10.0];
 
 /// A way to read labels from features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
@@ -124,15 +122,10 @@ impl Task<'_> {
         let standardiser = Standardiser::fit(e, train);
         let [x, validation, test] =
             [train, &self.split.validation, &self.split.test].map(|rows| standardiser.apply(e, rows));
-        let strengths = match self.c {
-            Some(c) => vec![c],
-            None if self.split.validation.is_empty() => vec![1.0],
-            None => STRENGTHS.to_vec(),
-        };
         let classes = self.labels.outputs();
         let mut best: Option<(Option<f64>, f64, Option<f64>, Said)> = None;
         let (mut last, mut last_each) = (None, None);
-        for c in strengths {
+        for c in strengths(self.c, !self.split.validation.is_empty()) {
             let say = |x: &[f64], one: &Option<Logistic>, each: &Option<LogisticEach>| match (one, each) {
                 (Some(fit), _) => Said::Classes(fit.predict(x)),
                 (_, Some(fit)) => Said::Scores(fit.scores(x), 0.0),

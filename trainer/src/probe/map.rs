@@ -6,7 +6,7 @@ use bhtsne::{Neighbor, tSNE};
 use nadir_formats::Matrix;
 use nalgebra::{DMatrix, SymmetricEigen};
 
-use super::Standardiser;
+use nadir_formats::probe::{Standardiser, neighbours};
 
 /// The accuracy of t-SNE's approximation: usual.
 const THETA: f32 = 0.5;
@@ -40,13 +40,13 @@ pub fn neighbourhoods(e: &Matrix, rows: &[usize]) -> Vec<[f32; 2]> {
     let spread = (start.iter().map(|p| p[0] * p[0]).sum::<f32>() / start.len() as f32).sqrt().max(1e-12);
     let small: Vec<f32> = start.iter().flatten().map(|v| v / spread * 1e-4).collect();
     // The crate's own search for neighbours starts at random.
-    let unit: Vec<Vec<f32>> = rows.iter().map(|row| super::unit_row(e.row(*row)).collect()).collect();
+    let unit: Vec<Vec<f32>> = rows.iter().map(|row| nadir_formats::probe::unit_row(e.row(*row)).collect()).collect();
     let place: HashMap<usize, usize> = rows.iter().enumerate().map(|(at, row)| (*row, at)).collect();
     let wanted = (3.0 * perplexity) as usize;
     // Of unit rows the Euclidean distance grows with the angle between them.
     let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| (x - y) * (x - y)).sum::<f32>().sqrt();
-    let near = super::neighbours(e, rows, rows, wanted + 1).into_iter().enumerate().map(|(at, near)| {
-        let others = near.iter().map(|row| place[row]).filter(|index| *index != at).take(wanted);
+    let near = neighbours(e, rows, rows, wanted).into_iter().enumerate().map(|(at, near)| {
+        let others = near.iter().map(|row| place[row]);
         let mut others: Vec<_> =
             others.map(|index| Neighbor { index, distance: distance(&unit[at], &unit[index]) }).collect();
         others.sort_by(|a, b| a.distance.total_cmp(&b.distance).then(a.index.cmp(&b.index)));

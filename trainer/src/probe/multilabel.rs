@@ -1,10 +1,8 @@
 //! Probes for tiles with any number of classes: each class on its own.
 
 use nadir_formats::Matrix;
+use nadir_formats::probe::{dot, lbfgs, neighbours};
 use rayon::prelude::*;
-
-use super::logistic::{dot, lbfgs};
-use super::neighbours;
 
 /// The share of each class among the `k` nearest rows of `train` in cosine similarity, `[test, classes]`.
 pub fn neighbour_shares(

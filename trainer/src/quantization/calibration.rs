@@ -77,7 +77,8 @@ impl Quantization {
 
                 let [weight, gamma] = ["pwconv2.weight", "grn.gamma"].map(|part| seen.tensor(&named(part)));
                 let (samples, norms) = (&at("grn").samples, &at("grn.relative").largest);
-                let balance = Balance::of(samples, weight, gamma, norms, gelu_table(index, zero_point).1);
+                let activation = gelu_table(index, zero_point).1;
+                let balance = Balance::of(samples, weight, gamma, norms, activation, |balanced, _| clip(balanced));
                 let divisors: Vec<f32> = balance.divisors.iter().map(|d| *d as f32).collect();
                 let projected = Steps::int8(divisors.iter().map(|d| d * balance.scale as f32).collect());
                 let of_inputs = means(samples, &projected);

@@ -216,7 +216,7 @@ impl DataArgs {
             "pixel_target": targets,
             "norm_pix": self.norm_pix,
         });
-        extend(&mut settings, &self.table.settings());
+        extend(&mut settings, &self.table.settings()?);
         let described = tiles.described(rows.len(), &pixels);
         Ok(Source { bands, described, settings, kind: Kind::Arrays(pretext, rows) })
     }

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
-use nadir_formats::Matrix;
 use rayon::prelude::*;
+
+use crate::Matrix;
 
 /// Pairs of steps and gradient changes that L-BFGS remembers.
 const MEMORY: usize = 12;
@@ -13,6 +14,16 @@ const TOLERANCE: f64 = 1e-6;
 const MAX_STEPS: usize = 3000;
 /// Rows in one partial sum; fixed, so that the result does not depend on the number of threads.
 const CHUNK: usize = 256;
+
+/// The strengths C of the penalty to try, weakest fit first: the one given, or those that validation chooses among (of equally good ones the
+/// first), or without a validation split 1.
+pub fn strengths(given: Option<f64>, validation: bool) -> Vec<f64> {
+    match given {
+        Some(c) => vec![c],
+        None if validation => vec![0.001, 0.01, 0.1, 1.0, 10.0],
+        None => vec![1.0],
+    }
+}
 
 /// Brings each dimension to zero mean and unit variance, as measured on the training rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,7 +132,7 @@ impl Logistic {
 }
 
 /// Minimises a smooth convex function; returns the place and its gradient's largest component.
-pub(super) fn lbfgs(mut at: Vec<f64>, objective: impl Fn(&[f64]) -> (f64, Vec<f64>)) -> (Vec<f64>, f64) {
+pub fn lbfgs(mut at: Vec<f64>, objective: impl Fn(&[f64]) -> (f64, Vec<f64>)) -> (Vec<f64>, f64) {
     let (mut value, mut gradient) = objective(&at);
     let mut pairs: VecDeque<(Vec<f64>, Vec<f64>, f64)> = VecDeque::new();
     for _ in 0..MAX_STEPS {
@@ -186,7 +197,7 @@ fn descent(gradient: &[f64], pairs: &VecDeque<(Vec<f64>, Vec<f64>, f64)>) -> Vec
 }
 
 /// The scalar product over the shorter length, in eight partial sums, which a processor can form at once.
-pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub fn dot(a: &[f64], b: &[f64]) -> f64 {
     let length = a.len().min(b.len());
     let (a, b) = (a[..length].chunks_exact(8), b[..length].chunks_exact(8));
     let rest: f64 = a.remainder().iter().zip(b.remainder()).map(|(x, y)| x * y).sum();
@@ -209,7 +220,7 @@ mod tests {
     const COLUMNS: usize = 4;
     const CLASSES: usize = 3;
 
-    /// The data of tests/logistic_reference.py.
+    /// The data of tests/probe/logistic_reference.py.
     fn data() -> (Vec<f64>, Vec<usize>) {
         let cell = |i: usize, j: usize| {
             let (a, b) = (i as f64, j as f64);
