@@ -373,7 +373,7 @@ fn products_are_those_of_rust() {
     unsafe {
         assert_eq!(nadir_products(it.encoder, &mut info, &mut error), Status::Ok);
         assert_eq!(info, ProductsInfo { dimension: VALUES as u32, components: 3, binary_bytes: 1 });
-        let mut code = [0x55u8; VALUES];
+        let mut code = [0x55u8; VALUES + 1];
         let at = code.as_mut_ptr();
         let mut encode = |product, numbers, embedding: *const f32, values, at, bytes| {
             nadir_encode_product(it.encoder, product, numbers, embedding, values, at, bytes, &mut error)

@@ -44,7 +44,7 @@ impl Products<'_> {
         let (numbers, most) = match product {
             Product::Binary => {
                 // Exact: a number of 16 bits and a power of two.
-                let unit = 1.0 / (1u32 << self.fraction_bits) as f32;
+                let unit = 1.0 / (1u32 << self.fraction_bits()) as f32;
                 return codes::binary_code(embedding, self.centre().map(|c| f32::from(c) * unit), code);
             }
             Product::Int8(numbers) => (numbers, self.dimension()),
@@ -69,7 +69,7 @@ impl Products<'_> {
 
     /// The embedding in fixed point less the centre, 17 bits.
     fn centred(&self, embedding: &[f32]) -> impl Iterator<Item = i32> {
-        let unit = (1u32 << self.fraction_bits) as f32;
+        let unit = (1u32 << self.fraction_bits()) as f32;
         // `as` saturates; the product is exact but for an overflow to infinity.
         let fixed = move |&value: &f32| i32::from(libm::rintf(value * unit) as i16);
         embedding.iter().map(fixed).zip(self.centre()).map(|(x, centre)| x - i32::from(centre))
