@@ -3,6 +3,7 @@ extern crate std;
 
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::{null, null_mut};
+use std::sync::OnceLock;
 use std::vec;
 use std::vec::Vec;
 
@@ -417,6 +418,12 @@ fn signing_key() -> ed25519_dalek::SigningKey {
 
 /// A file with everything: its self-test is right, and `signing_key` has signed it.
 fn whole() -> Aligned {
+    // Made once, as Miri is slow at it.
+    static FILE: OnceLock<Aligned> = OnceLock::new();
+    Aligned::copy_of(FILE.get_or_init(make_whole))
+}
+
+fn make_whole() -> Aligned {
     let plain = tiny(Precision::Int8);
     let model = Model::parse(&plain).unwrap();
     let encoder = Encoder::new(&model);
@@ -429,6 +436,7 @@ fn whole() -> Aligned {
         test.compute(&encoder, tile.bytes_mut(), arena.bytes_mut(), &mut [0.0; VALUES]).unwrap()
     };
     equipped(&SelfTest { hash, ..test }.to_bytes(), |_model| {
+        #[cfg_attr(any(miri, not(feature = "signature")), expect(unused_mut))]
         let mut section = [0; crate::model::SIGNATURE_BYTES];
         #[cfg(all(feature = "signature", not(miri)))]
         {

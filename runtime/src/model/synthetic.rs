@@ -23,7 +23,7 @@ impl Aligned {
         Self { memory, start, len }
     }
 
-    fn copy_of(bytes: &[u8]) -> Self {
+    pub(crate) fn copy_of(bytes: &[u8]) -> Self {
         let mut copy = Self::filled(bytes.len(), 0);
         copy.bytes_mut().copy_from_slice(bytes);
         copy
