@@ -333,7 +333,8 @@ fn project_raised(
     let low: &mut [i8] = bytemuck::try_cast_slice_mut(values).unwrap_or_default();
     let pixels = (low.len() / wide).max(1);
     let lower = Dense { shift: layer.shift + LOW_BITS, ..*layer };
-    for (hidden, residual) in hidden.chunks_mut(pixels * wide).zip(residual.chunks_mut(pixels * channels)) {
+    let parts = hidden.chunks_mut((pixels * wide).max(1)).zip(residual.chunks_mut((pixels * channels).max(1)));
+    for (hidden, residual) in parts {
         let low = part_mut(low, 0, hidden.len())?;
         (kernels.activate_split)(hidden, table, multipliers, low);
         (kernels.project)(hidden, layer, residual);
