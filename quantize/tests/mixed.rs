@@ -29,6 +29,15 @@ fn table(folder: &Folder, name: &str) -> String {
     String::from_utf8(bytes(folder, name)).unwrap()
 }
 
+/// Runs, must fail with code 2 and a last line that holds `parts`: warnings about the few tiles stand before it.
+fn refused(folder: &Folder, arguments: &str, parts: &[&str]) {
+    let output = folder.run(arguments);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{arguments}: {text}");
+    parts.iter().for_each(|part| assert!(text.contains(part), "{text:?} does not contain {part:?}"));
+    assert!(output.stdout.is_empty(), "nothing on standard output beside an error");
+}
+
 /// The raised layers of a file.
 fn raised(folder: &Folder, name: &str) -> Vec<String> {
     let file = AlignedBytes::read(&folder.path(name)).unwrap();
@@ -72,11 +81,13 @@ fn bounds_are_met_or_named() {
     let met = raised(&bench, "met.nadir");
     assert!(cosine(&bench, "met.nadir") >= between - 1e-9 && !met.is_empty() && met.len() <= best.len(), "{met:?}");
 
-    bench.bad(
+    refused(
+        &bench,
         &format!("{CONVERT} --judge j.npy --min-cosine 0.99999999 --out no.nadir"),
         &["--min-cosine: a mean cosine of 0.99999999 is not reached in integers", "in f16 (--precision f16)"],
     );
-    bench.bad(
+    refused(
+        &bench,
         &format!("{CONVERT} --judge j.npy --max-bytes {} --out no.nadir", length - 1),
         &["--max-bytes: the int8 file has ", "the f16 file "],
     );
@@ -120,7 +131,7 @@ fn a_table_is_written_edited_and_fed_back() {
 
     let bad = |change: &dyn Fn(&str) -> String, parts: &[&str]| {
         std::fs::write(bench.path("bad.csv"), change(&edited)).unwrap();
-        bench.bad(&format!("{CONVERT} --table bad.csv --out no.nadir"), &[&["bad.csv: "], parts].concat());
+        refused(&bench, &format!("{CONVERT} --table bad.csv --out no.nadir"), &[&["bad.csv: "], parts].concat());
     };
     bad(&|_| String::new(), &["is empty: the first line must name the columns"]);
     bad(&|_| "# nothing\n\n".into(), &["is empty"]);
@@ -146,17 +157,13 @@ fn a_table_is_written_edited_and_fed_back() {
     bad(&|t| t.replacen("int14", "int16", 1), &["has precision \"int16\", it can be int8 or int14"]);
     bad(&|t| t.replacen("stem depthwise,int8,", "stem depthwise,", 1), &["line 3: has 6 fields, 7 expected"]);
     std::fs::write(bench.path("bad.csv"), [0xff, 0xfe]).unwrap();
-    bench.bad(&format!("{CONVERT} --table bad.csv --out no.nadir"), &["bad.csv"]);
+    refused(&bench, &format!("{CONVERT} --table bad.csv --out no.nadir"), &["bad.csv"]);
 }
 
 #[test]
 fn options_that_do_not_fit_are_refused() {
     let bench = bench();
-    let refused = |arguments: &str, part: &str| {
-        let output = bench.run(arguments);
-        let text = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.code() == Some(2) && text.contains(part), "{arguments}: {text}");
-    };
+    let refused = |arguments: &str, part: &str| refused(&bench, arguments, &[part]);
     refused(&format!("{CONVERT} --min-cosine 0.9 --out x.nadir"), "--judge");
     refused(&format!("{CONVERT} --table-out x.csv --out x.nadir"), "--judge");
     refused(
