@@ -94,7 +94,7 @@ impl Mixed {
         let bar = progress(tiles.as_ref().map_or(0, |tiles| tiles.len() * runs(mixable)), "judge", "tiles");
         let done = || bar.inc(1);
         let judge = tiles.as_ref().map(|tiles| Judge::new(encoder, tiles, &done)).transpose()?;
-        let raised = self.from_table(&plain, mixable)?;
+        let raised = self.table_choice(&plain, mixable)?;
         let (raised, measured) = match &judge {
             None => (raised.unwrap_or_default(), None),
             Some(judge) => {
@@ -123,7 +123,7 @@ impl Mixed {
     }
 
     /// What the edited table raises, if there is one.
-    fn from_table(&self, plain: &[u8], mixable: &Mixable<'_>) -> Result<Option<Vec<Place>>> {
+    fn table_choice(&self, plain: &[u8], mixable: &Mixable<'_>) -> Result<Option<Vec<Place>>> {
         let Some(path) = &self.table else { return Ok(None) };
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let plain = AlignedBytes::copy_of(plain);
