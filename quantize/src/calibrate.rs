@@ -6,8 +6,9 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use nadir_formats::Encoder;
 use nadir_quantize::int8::methods::Method;
-use nadir_quantize::int8::{self, Choice, Correction, Options, Rounding, coverage};
+use nadir_quantize::int8::{self, Choice, Correction, Mixable, Options, Rounding, coverage};
 
+use crate::mixing::Mixed;
 use crate::{progress, read_tiles};
 
 #[derive(Args)]
@@ -84,12 +85,18 @@ impl CalibrationArgs {
         Options { calibration, correction: Correction { rounding, bias: self.bias_correction == Switch::On } }
     }
 
-    /// An int8 model from `encoder`; what speaks against the calibration tiles, and what was chosen for which place, goes to standard error.
-    pub fn int8(&self, encoder: &Encoder) -> Result<Vec<u8>> {
+    /// The file of the calibration tiles, if one was given.
+    pub fn tiles(&self) -> Option<&Path> {
+        self.calibrate.as_deref()
+    }
+
+    /// An int8 model from `encoder`, with the layers raised that `mixed` says; `equip` makes a file what it is in the end. What speaks against the calibration tiles, and what was chosen for which place, goes to standard error.
+    pub fn int8(&self, encoder: &Encoder, mixed: &Mixed, equip: &dyn Fn(&[u8]) -> Result<Vec<u8>>) -> Result<Vec<u8>> {
         let path = self.calibrate.as_deref().context("an int8 model needs --calibrate TILES.npy")?;
         let card = &encoder.card;
         let side = usize::from(card.architecture.tile_size);
-        let tiles = read_tiles(path, self.bands.as_deref(), &card.band_names(), side)?;
+        let read = |path: &Path| read_tiles(path, self.bands.as_deref(), &card.band_names(), side);
+        let tiles = read(path)?;
         let named = |path: &Path| path.display().to_string();
         for warning in
             coverage::warnings(&tiles, &card.bands).map_err(anyhow::Error::msg).with_context(|| named(path))?
@@ -97,13 +104,13 @@ impl CalibrationArgs {
             eprintln!("quantize: warning: {}: {warning}", path.display());
         }
         let bar = progress(int8::steps(encoder, tiles.len()), "calibrate", "steps");
-        let converted = int8::convert_with(encoder, &tiles, self.options(), &|| bar.inc(1))?;
+        let mixable = Mixable::convert(encoder, &tiles, self.options(), mixed.is_asked(), &|| bar.inc(1))?;
         bar.finish_and_clear();
-        for chosen in converted.chosen.iter().filter(|chosen| !chosen.decibels.is_empty()) {
+        for chosen in mixable.chosen.iter().filter(|chosen| !chosen.decibels.is_empty()) {
             let ratio = |(method, decibels): (&Method, &f64)| format!("{} {decibels:.1}", method.name());
             let ratios: Vec<String> = Method::ALL.iter().zip(&chosen.decibels).map(ratio).collect();
             eprintln!("{:<20} {:<16} dB: {}", chosen.place, chosen.method.name(), ratios.join(", "));
         }
-        Ok(converted.file)
+        mixed.int8(encoder, &mixable, &read, equip)
     }
 }

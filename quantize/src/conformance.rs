@@ -1,10 +1,11 @@
-//! Hashes of every map of three int8 models on 64 tiles, against which any set of kernels can be held on any processor.
+//! Hashes of every map of four int8 models on 64 tiles, against which any set of kernels can be held on any processor.
 //!
 //! `tests/conformance/kernels.csv` is the table; `docs/integer-arithmetic.md`, section 9, says what is hashed. The models:
 //!
 //! | name | model | tiles |
 //! | --- | --- | --- |
 //! | `yocto`, `zepto` | `models/*-rgb-int8.nadir` | of `samples/eurosat-rgb` every sixth, 64 x 64 pixels, 3 bands |
+//! | `raised` | `yocto` with the second pointwise layer of every block [raised](raise) | as `yocto` |
 //! | `atto` | [`random_int8_model`], patch 8 | of `samples/eurosat-ms` all, their inner 56 x 56 pixels of 12 bands, then mirrored |
 //!
 //! The table names the CRC of each model: other models need another table (`quantize verify-kernels --update`).
@@ -16,14 +17,15 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use nadir::encoder::{Encoder, Run, Step};
 use nadir::model::{Architecture, Model, Place};
+use nadir::plan::regions::places;
 use nadir_formats::{AlignedBytes, Pixels, Tiles};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::testing::random_int8_model;
+use crate::testing::{raise, random_int8_model};
 
 /// Models of the table.
-pub const MODELS: [&str; 3] = ["yocto", "zepto", "atto"];
+pub const MODELS: [&str; 4] = ["yocto", "zepto", "atto", "raised"];
 /// Tiles of each.
 pub const TILES: usize = 64;
 /// Tiles of the table's other column, for machines that are slow or emulated.
@@ -52,9 +54,14 @@ impl Case {
         if name == "atto" {
             return Self::atto(root);
         }
-        let path = root.join(format!("models/{name}-rgb-int8.nadir"));
-        let file = AlignedBytes::read(&path)?;
-        Model::parse(&file).with_context(|| path.display().to_string())?;
+        let path = root.join(format!("models/{}-rgb-int8.nadir", if name == "raised" { "yocto" } else { name }));
+        let mut file = AlignedBytes::read(&path)?;
+        let model = Model::parse(&file).with_context(|| path.display().to_string())?;
+        if name == "raised" {
+            let blocks: Vec<Place> =
+                places(model.architecture()).filter(|place| matches!(place, Place::Block { .. })).collect();
+            file = AlignedBytes::copy_of(&raise(&file, &blocks));
+        }
         let all = Tiles::read(&root.join("samples/eurosat-rgb/tiles.npy"))?;
         let picked: Vec<usize> = (0..TILES).map(|i| i * all.len() / TILES).collect();
         Ok(Self { name, file, tiles: all.pick(&picked) })

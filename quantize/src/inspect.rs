@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use nadir::encoder::Encoder;
 use nadir::guard::{SelfTest, signed_key};
-use nadir::model::{BLOCK_BYTES, KIND_COLUMNS, Model, VERSION_MAJOR};
+use nadir::model::{BLOCK_BYTES, KIND_COLUMNS, Model};
+use nadir::plan::regions::places;
 use serde_json::{Value, json};
 
 /// Everything about the model, as JSON: header, sections, sizes.
@@ -30,7 +31,8 @@ pub fn json(model: &Model<'_>) -> Value {
         .collect();
     json!({
         "header": model.header(),
-        "format_major": VERSION_MAJOR,
+        "format_major": model.version_major(),
+        "raised": raised(model),
         "parity": model.has_parity(),
         "block_crcs": model.block_crcs().len(),
         "self_test": SelfTest::of(model).map(|test| json!({
@@ -72,6 +74,13 @@ pub fn text(model: &Model<'_>) -> String {
         ("epsilons", format!("GRN {:e}, LayerNorm {:e}", arch.grn_eps, arch.ln_eps)),
         ("parameters", thousands(arch.parameters(bands))),
         ("MACs a tile", thousands(arch.macs(bands))),
+        (
+            "raised",
+            match raised(model) {
+                layers if layers.is_empty() => none(),
+                layers => format!("inputs of 14 bits: {}", layers.join(", ")),
+            },
+        ),
         ("version", header.model_version.to_string()),
         ("file", format!("{} bytes, CRC {:08x}", thousands(model.bytes().len() as u64), model.file_crc())),
         ("parity", if model.has_parity() { "one byte a 64-bit word".into() } else { none() }),
@@ -154,6 +163,12 @@ pub fn text(model: &Model<'_>) -> String {
         );
     }
     out
+}
+
+/// The layers whose inputs have 14 bits: `block 3.0 pointwise 2`.
+pub fn raised(model: &Model<'_>) -> Vec<String> {
+    let raised = places(model.architecture()).filter(|&place| model.is_raised(place));
+    raised.map(|place| format!("{place} pointwise 2")).collect()
 }
 
 fn none() -> String {

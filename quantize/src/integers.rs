@@ -203,18 +203,38 @@ impl<'m> Integers<'m> {
         });
         self.show(watcher, tap(BlockTap::Activation), 4 * channels, &hidden);
         let multipliers = self.response_norm(&place, &hidden, channels);
+        let raised = k[9] >= 32;
         let projected = hidden.map(|h| {
-            let p = h.iter().zip(&multipliers).map(|(h, m)| (h * m + (1 << 14)) >> 15);
-            self.saturate(p.collect(), sat8)
+            let p = h.iter().zip(&multipliers);
+            if raised {
+                self.saturate(p.map(|(h, m)| (h * m + (1 << 9)) >> 10).collect(), sat14)
+            } else {
+                self.saturate(p.map(|(h, m)| (h * m + (1 << 14)) >> 15).collect(), sat8)
+            }
         });
         self.show(watcher, tap(BlockTap::GrnOutput), 4 * channels, &projected);
-        let update = projected.map(|p| {
-            let acc = dense(p, weight("pointwise 2 weight"), get("pointwise 2 bias"), x.channels);
-            self.scaled(&acc, get("pointwise 2 multiplier"), k[9])
-        });
-        self.show(watcher, tap(BlockTap::Pointwise2), channels, &update);
-        let sum = x.values.iter().zip(&update.values).map(|(x, u)| x + u).collect();
-        let output = Map { values: self.saturate(sum, sat16), ..*x };
+        let update = |inputs: &Map, shift: Int| {
+            inputs.map(|p| {
+                let acc = dense(p, weight("pointwise 2 weight"), get("pointwise 2 bias"), x.channels);
+                self.scaled(&acc, get("pointwise 2 multiplier"), shift)
+            })
+        };
+        let parts = if raised {
+            let part = |of: fn(Int) -> Int| projected.map(|p| each(p.to_vec(), of));
+            vec![update(&part(|p| p >> 6), k[9] - 32), update(&part(|p| p & 63), k[9] - 26)]
+        } else {
+            vec![update(&projected, k[9])]
+        };
+        let mut values = vec![0; x.values.len()];
+        for part in &parts {
+            values.iter_mut().zip(&part.values).for_each(|(sum, u)| *sum += u);
+        }
+        self.show(watcher, tap(BlockTap::Pointwise2), channels, &Map { values, ..*x });
+        let mut output = Map { values: x.values.clone(), ..*x };
+        for part in &parts {
+            let sum = output.values.iter().zip(&part.values).map(|(x, u)| x + u).collect();
+            output.values = self.saturate(sum, sat16);
+        }
         self.show(watcher, tap(BlockTap::Output), channels, &output);
         output
     }

@@ -14,6 +14,7 @@
 //! | [`bound`], [`profile`] | what each step costs at most, and what it took |
 //! | [`conformance`] | hashes of every map, against which kernels are held |
 //! | [`integers`] | the int8 network by the letter of its normative text, where watchers may look at every map |
+//! | [`mixed`] | which layers of an int8 model are raised, to meet a bound |
 //! | [`maps`] | what a model computes at each place, in real units |
 //! | [`mod@reference`] | the encoder in float64, where observers may look at every map |
 //! | [`delta`] | from one model file to another by a small file |
@@ -39,6 +40,7 @@ pub mod int8;
 pub mod integers;
 pub mod keys;
 pub mod maps;
+pub mod mixed;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 pub mod options;

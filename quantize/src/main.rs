@@ -25,11 +25,13 @@ mod calibrate;
 mod coding;
 mod examine;
 mod floats;
+mod mixing;
 mod reports;
 mod secure;
 mod updates;
 
 use calibrate::CalibrationArgs;
+use mixing::Mixed;
 
 /// What a newcomer types first.
 const EXAMPLE: &str = "\
@@ -79,6 +81,8 @@ enum Command {
         name: Option<String>,
         #[command(flatten)]
         equipment: secure::Equip,
+        #[command(flatten)]
+        mixed: Mixed,
     },
     /// Show what a .nadir file holds
     Inspect {
@@ -147,7 +151,7 @@ enum Command {
     Coding(coding::Command),
 }
 
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum)]
 enum PrecisionArg {
     /// Integers throughout
     Int8,
@@ -155,6 +159,16 @@ enum PrecisionArg {
     F16,
     /// Everything in f32
     F32,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::Int8 => Precision::Int8,
+            PrecisionArg::F16 => Precision::F16,
+            PrecisionArg::F32 => Precision::F32,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -169,8 +183,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Convert { model, card, calibration, precision, out, name, equipment } => {
-            convert(&model, card.as_deref(), &calibration, precision, &out, name, &equipment)
+        Command::Convert { model, card, calibration, precision, out, name, equipment, mixed } => {
+            convert(&model, card.as_deref(), &calibration, &mixed, precision, &out, name, &equipment)
         }
         Command::Inspect { model, json } => {
             let bytes = AlignedBytes::read(&model)?;
@@ -202,6 +216,7 @@ fn convert(
     model: &Path,
     card: Option<&Path>,
     calibration: &CalibrationArgs,
+    mixed: &Mixed,
     precision: PrecisionArg,
     out: &Path,
     name: Option<String>,
@@ -214,14 +229,15 @@ fn convert(
         encoder.card.validate().map_err(anyhow::Error::msg).context("--name")?;
     }
     writable(out)?;
+    let precision = precision.into();
+    mixed.check(precision, calibration.tiles())?;
+    let equip = |tensors: &[u8]| equipment.equip(&parse(&AlignedBytes::copy_of(tensors), out)?, key.as_ref());
     let bytes = match precision {
-        PrecisionArg::F32 => float::convert(&encoder, Precision::F32),
-        PrecisionArg::F16 => float::convert(&encoder, Precision::F16),
-        PrecisionArg::Int8 => calibration.int8(&encoder),
+        Precision::F32 | Precision::F16 => float::convert(&encoder, precision),
+        Precision::Int8 => calibration.int8(&encoder, mixed, &equip),
     }
     .with_context(|| model.display().to_string())?;
-    let tensors = AlignedBytes::copy_of(&bytes);
-    let bytes = equipment.equip(&parse(&tensors, out)?, key.as_ref())?;
+    let bytes = equip(&bytes)?;
     write_atomic(out, &bytes)?;
     let aligned = AlignedBytes::copy_of(&bytes);
     let model = parse(&aligned, out)?;

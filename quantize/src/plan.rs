@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use nadir::encoder::Encoder;
 use nadir::model::{Model, Place, Precision, STAGES};
-use nadir::plan::cost::{StepKind, steps, total};
+use nadir::plan::cost::{StepKind, model_steps};
 use nadir::plan::int8::{Passes, StagePasses, int8_arena_bytes, recomputed};
 use nadir::plan::regions::{Region, places, regions};
 
@@ -42,8 +42,7 @@ pub fn place_plans(encoder: &Encoder<'_>) -> Vec<PlacePlan> {
 
 /// The kinds of steps of a run.
 pub fn step_kinds(encoder: &Encoder<'_>) -> Vec<StepKind> {
-    let model = encoder.model();
-    steps(model.architecture(), model.bands().len(), model.precision(), encoder.passes()).collect()
+    model_steps(encoder.model(), encoder.passes()).collect()
 }
 
 /// A choice of passes: its arena, and the multiply-adds that it does twice.
@@ -91,10 +90,10 @@ pub fn text(encoder: &Encoder<'_>) -> String {
     if int8 {
         let _ = write!(out, ", passes {}", passes_text(encoder.passes()));
     }
-    let sum = total(model.architecture(), model.bands().len(), model.precision(), encoder.passes());
     let kinds = step_kinds(encoder);
+    let macs = kinds.iter().map(|kind| kind.total.macs).sum();
     let count: usize = kinds.iter().map(|kind| kind.steps).sum();
-    let _ = writeln!(out, ", {} steps, {} multiply-adds\n", thousands(count as u64), thousands(sum.macs));
+    let _ = writeln!(out, ", {} steps, {} multiply-adds\n", thousands(count as u64), thousands(macs));
 
     let _ = writeln!(
         out,
@@ -146,5 +145,5 @@ pub fn text(encoder: &Encoder<'_>) -> String {
 }
 
 fn model_macs(model: &Model<'_>) -> u64 {
-    total(model.architecture(), model.bands().len(), model.precision(), [Passes::One; STAGES]).macs
+    model_steps(model, [Passes::One; STAGES]).map(|kind| kind.total.macs).sum()
 }

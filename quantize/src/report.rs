@@ -16,7 +16,7 @@ use nadir_formats::{Encoder, Tiles};
 
 pub use ends::{Accuracy, Ends, Labelled, OVERLAP, VOTES};
 pub use html::page;
-pub use layers::Layer;
+pub use layers::{Layer, costs};
 pub use text::{json, text};
 
 use crate::bound::PerMac;

@@ -1,10 +1,10 @@
 //! Encoders and tiles made from a seed, for tests of this and other crates.
 
-use nadir::model::int8_layout::STEM_NORM_FRACTION_BITS;
-use nadir::model::{Architecture, Band, Dtype, Header, Place, Precision, SectionSpec, expected_section};
-use nadir_formats::{BandCard, Encoder, ModelCard, Pixels, Provenance, Tensor, Tiles, expected_shapes};
+use nadir::model::int8_layout::{BLOCK_SECTIONS, RAISED, STEM_NORM_FRACTION_BITS, start};
+use nadir::model::{Architecture, Band, Dtype, Header, Model, Place, Precision, SectionSpec, expected_section};
+use nadir_formats::{AlignedBytes, BandCard, Encoder, ModelCard, Pixels, Provenance, Tensor, Tiles, expected_shapes};
 
-use crate::writer::{SectionData, write_model};
+use crate::writer::{Section, SectionData, write_file, write_model};
 
 /// A small generator (SplitMix64): the same numbers on every machine.
 pub struct Random(u64);
@@ -149,6 +149,24 @@ pub fn random_int8_model(name: &str, architecture: Architecture, bands: &[&str],
     write_model(&header, &sections).expect("all limits are kept")
 }
 
+/// The tensors of the int8 model `file` with the second pointwise layers of `blocks` raised, and nothing else changed: with biases that were not made
+/// for it, which changes the embeddings a little.
+///
+/// # Panics
+/// If it is no int8 model, or a place is no block of it.
+pub fn raise(file: &[u8], blocks: &[Place]) -> Vec<u8> {
+    let file = AlignedBytes::copy_of(file);
+    let model = Model::parse(&file).expect("a model");
+    let mut sections = Section::all_of(&model);
+    sections.truncate((0..).take_while(|&i| model.expected(i).is_some()).count());
+    for &place in blocks {
+        let constants = &mut sections[start(model.architecture(), place) + BLOCK_SECTIONS - 1].bytes;
+        let shift = constants.last_chunk_mut().expect("constants");
+        *shift = (i32::from_le_bytes(*shift) + RAISED).to_le_bytes();
+    }
+    write_file(model.header(), &sections, false).expect("an int8 model")
+}
+
 /// Of every band of [`random_int8_model`].
 const MEAN: i64 = 1500;
 const STD: i64 = 900;
@@ -258,8 +276,6 @@ fn constants(place: Place, arch: &Architecture, bands: usize) -> Vec<i64> {
 mod tests {
     use super::*;
     use nadir::encoder::Encoder as Engine;
-    use nadir::model::Model;
-    use nadir_formats::AlignedBytes;
 
     /// No map of a random integer model is saturated or dead, so that its hashes tell wrong kernels from right ones.
     #[test]

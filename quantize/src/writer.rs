@@ -5,8 +5,9 @@ use anyhow::{Context, Result, ensure};
 use nadir::model::parity::{WORD_BYTES, parity_of};
 use nadir::model::{
     ALIGNMENT, Dtype, END_BYTES, ENTRY_BYTES, HEAD_CRC_BYTES, Header, KIND_PRODUCTS, KIND_TENSOR, MAGIC, Model,
-    PREFIX_BYTES, Precision, Provenance, VERSION_MAJOR, crc32c,
+    PREFIX_BYTES, Place, Precision, Provenance, VERSION_MAJOR, VERSION_MAJOR_RAISED, crc32c, int8_layout,
 };
+use nadir::plan::regions::places;
 use nadir_formats::{AlignedBytes, ModelCard};
 
 /// Elements of one section.
@@ -128,12 +129,13 @@ pub fn write_file(header: &Header<'_>, sections: &[Section], parity: bool) -> Re
 /// # Errors
 /// If the header does not encode.
 pub fn encode(header: &Header<'_>, sections: &[Section], parity: bool) -> Result<Vec<u8>> {
+    let major = if has_raised(header, sections) { VERSION_MAJOR_RAISED } else { VERSION_MAJOR };
     let header = postcard::to_stdvec(header).context("header")?;
     ensure!(header.len() <= nadir::model::MAX_HEADER, "header has {} bytes, too many", header.len());
     let mut out = Vec::new();
     out.extend(MAGIC);
-    out.extend(VERSION_MAJOR.to_le_bytes());
-    // The lowest minor version that holds what the file has.
+    // The lowest versions that hold what the file has.
+    out.extend(major.to_le_bytes());
     let minor = u16::from(sections.iter().any(|section| section.kind == KIND_PRODUCTS));
     out.extend(minor.to_le_bytes());
     out.extend((header.len() as u32).to_le_bytes());
@@ -173,6 +175,18 @@ pub fn encode(header: &Header<'_>, sections: &[Section], parity: bool) -> Result
         out.extend(parity_bytes(&out));
     }
     Ok(out)
+}
+
+/// Whether a layer is raised: what the last constant of a block says.
+fn has_raised(header: &Header<'_>, sections: &[Section]) -> bool {
+    let arch = &header.architecture;
+    let raised = |place| {
+        let constants = sections.get(int8_layout::start(arch, place) + int8_layout::BLOCK_SECTIONS - 1);
+        let last = constants.and_then(|section| section.bytes.last_chunk());
+        last.is_some_and(|&shift| i32::from_le_bytes(shift) >= int8_layout::RAISED)
+    };
+    header.precision == Precision::Int8
+        && places(arch).any(|place| matches!(place, Place::Block { .. }) && raised(place))
 }
 
 /// The parity bytes of the data of a file.

@@ -48,6 +48,11 @@ fn every_set_conforms_on_the_zepto() {
 }
 
 #[test]
+fn every_set_conforms_on_raised_layers() {
+    every_set_conforms("raised");
+}
+
+#[test]
 fn every_set_conforms_on_the_atto() {
     every_set_conforms("atto");
 }

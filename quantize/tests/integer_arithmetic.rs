@@ -6,10 +6,11 @@
 use nadir::Tile;
 use nadir::encoder::Encoder as Engine;
 use nadir::model::{Architecture, Dtype, Model, ModelError, Place, StemPadding};
+use nadir::plan::int8::Passes;
 use nadir_formats::{AlignedBytes, Encoder, Pixels, Tiles};
-use nadir_quantize::int8::convert;
+use nadir_quantize::int8::{Mixable, Options, convert};
 use nadir_quantize::integers::{Integers, Nowhere};
-use nadir_quantize::testing::{Random, random_encoder, random_tiles};
+use nadir_quantize::testing::{Random, raise, random_encoder, random_tiles};
 use nadir_quantize::writer::{SectionData, write_model};
 
 /// The engine's embedding, from an arena full of anything.
@@ -68,6 +69,43 @@ fn the_engine_follows_the_text() {
     }
 }
 
+/// Layers raised by themselves and together, calibrated and not, in one pass and in two.
+#[test]
+fn raised_layers_follow_the_text() {
+    let small = Architecture { dims: [6, 9, 12, 17], ..Architecture::named("yocto", 32, 16).unwrap() };
+    for (tile_size, patch_size, stem_padding) in
+        [(32, 16, StemPadding::Same), (23, 8, StemPadding::None), (70, 8, StemPadding::Same)]
+    {
+        let architecture = Architecture { tile_size, patch_size, stem_padding, ..small };
+        let encoder = random_encoder(architecture, &["B4", "B3"], 3);
+        let tiles = random_tiles(3, 2, tile_size.into(), 4);
+        let mixable = Mixable::convert(&encoder, &tiles, Options::default(), true, &|| {}).unwrap();
+        let (plain, all) = (mixable.file(&[]).unwrap(), mixable.raisable());
+        assert_eq!((all.len(), &plain), (6, &convert(&encoder, &tiles).unwrap()));
+        let embedding = |file: &[u8]| {
+            let file = AlignedBytes::copy_of(file);
+            engine(&Model::parse(&file).unwrap(), tiles.tile(0))
+        };
+        let alone = all.iter().map(|place| vec![*place]);
+        for raised in alone.chain([all.clone()]) {
+            for file in [mixable.file(&raised).unwrap(), raise(&plain, &raised)] {
+                assert_eq!(file.len(), plain.len(), "raised layers cost no bytes");
+                assert_ne!(embedding(&file), embedding(&plain), "{raised:?}");
+                let file = AlignedBytes::copy_of(&file);
+                let model = Model::parse(&file).unwrap();
+                assert_eq!(model.version_major(), 2);
+                assert!(all.iter().all(|place| model.is_raised(*place) == raised.contains(place)));
+                same(&model, tiles.tile(0), &format!("{tile_size}/{patch_size} {raised:?}"));
+                let scalar = Engine::new(&model).with_kernels("scalar").unwrap().with_passes([Passes::Two; 4]);
+                let mut arena = AlignedBytes::zeroed(scalar.arena_bytes());
+                let mut found = vec![0.0; model.embedding_dimension()];
+                scalar.embed(tiles.tile(0), &mut arena, &mut found).unwrap();
+                assert_eq!(found, engine(&model, tiles.tile(0)), "{raised:?}");
+            }
+        }
+    }
+}
+
 fn hostile_base() -> (Encoder, Tiles) {
     let architecture = Architecture { dims: [6, 8, 13, 24], ..Architecture::named("yocto", 32, 16).unwrap() };
     (random_encoder(architecture, &["B2", "B3"], 1), random_tiles(2, 2, 32, 1))
@@ -82,7 +120,8 @@ fn limits(place: Place) -> Vec<(i32, i32)> {
     match place {
         Place::Stem => [&[WIDE_SHIFT, SHIFT][..], &norm, &[SHIFT, SHIFT], &norm, &[SHIFT]].concat(),
         Place::Downsample { .. } => [&norm[..], &[SHIFT]].concat(),
-        Place::Block { .. } => [&[SHIFT][..], &norm, &[SHIFT, (-128, 127)], &WIDE, &[SHIFT]].concat(),
+        // From 32 on the layer is raised, and the file of version 2.
+        Place::Block { .. } => [&[SHIFT][..], &norm, &[SHIFT, (-128, 127)], &WIDE, &[(0, 57)]].concat(),
         Place::Head => [&WIDE[..], &[WIDE_SHIFT, (0, 24)]].concat(),
     }
 }

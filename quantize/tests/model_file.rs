@@ -1,12 +1,13 @@
 //! The parser of model files: what was written is read back, and nothing else is.
 
 use nadir::encoder::Encoder as Engine;
+use nadir::model::int8_layout::{BLOCK_SECTIONS, start};
 use nadir::model::{
     ALIGNMENT, Architecture, Dtype, END_BYTES, ENTRY_BYTES, HEAD_CRC_BYTES, Header, KIND_BLOCKS, Model, ModelError,
-    PREFIX_BYTES, Precision, crc32c, expected_section,
+    PREFIX_BYTES, Place, Precision, crc32c, expected_section,
 };
 use nadir_formats::{AlignedBytes, Encoder, Tiles};
-use nadir_quantize::testing::{Random, random_encoder, random_tiles};
+use nadir_quantize::testing::{Random, raise, random_encoder, random_tiles};
 use nadir_quantize::writer::{Section, SectionData, encode, header};
 use nadir_quantize::{float, int8};
 
@@ -230,6 +231,42 @@ fn every_flipped_bit_is_found() {
     }
 }
 
+/// A mark of a raised layer means something in version 2 only, and leaves room for the lower bits' shift.
+#[test]
+fn marks_of_raised_layers_are_checked() {
+    let plain = file(Precision::Int8);
+    let block = Place::Block { stage: 2, block: 1 };
+    let good = raise(&plain, &[block]);
+    let aligned = AlignedBytes::copy_of(&good);
+    let model = Model::parse(&aligned).unwrap();
+    assert!(model.version_major() == 2 && model.is_raised(block) && !model.is_raised(Place::Head));
+    assert!(!model.is_raised(Place::Block { stage: 2, block: 0 }));
+    let constants = start(model.architecture(), block) + BLOCK_SECTIONS - 1;
+    let shift = model.section_entry(constants).unwrap().offset + 36;
+    let read = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = good.clone();
+        change(&mut bytes);
+        reseal(&mut bytes);
+        Model::parse(&AlignedBytes::copy_of(&bytes)).map(drop)
+    };
+    let with = |value: i32| read(&|b| b[shift..shift + 4].copy_from_slice(&value.to_le_bytes()));
+    for value in [0, 31, 32, 57] {
+        assert_eq!(with(value), Ok(()), "{value}");
+    }
+    let refused = |found: Result<(), ModelError>| {
+        assert!(
+            matches!(found, Err(ModelError::OutOfRange { index, element: 9, .. }) if index == constants),
+            "{found:?}"
+        );
+    };
+    [58, 63, 64, 288, i32::MAX, i32::MIN, -1].into_iter().for_each(|value| refused(with(value)));
+    // In version 1 it is no mark, but a shift beyond its limit.
+    refused(read(&|b| b[8] = 1));
+    // What has no raised layer is a file of version 1.
+    assert_eq!(plain[8..12], [1, 0, 0, 0]);
+    assert_eq!(raise(&plain, &[]), plain);
+}
+
 #[test]
 fn every_error_says_what_is_wrong() {
     let (encoder, tiles) = tiny();
@@ -262,8 +299,8 @@ fn every_error_says_what_is_wrong() {
     refuse(b"not a model, but long enough to hold the prefix", "not a .nadir model: the magic number is [6e,");
     changed(&|b| _ = b.remove(4), "not a .nadir model");
     changed(&|b| b[..8].copy_from_slice(b"\x89NDR\r\n\x1a\n"), "a draft of the format: convert the model again");
-    changed(&|b| b[8] = 2, "version is 2.0, this runtime reads 1.x");
-    changed(&|b| b[9] = 1, "version is 257.0, this runtime reads 1.x");
+    changed(&|b| b[8] = 3, "version is 3.0, this runtime reads 1.x and 2.x");
+    changed(&|b| b[9] = 1, "version is 257.0, this runtime reads 1.x and 2.x");
     changed(&|b| b[20] = 7, "parity field is 00000007, must be 00000000 (none) or ffffffff");
     changed(&|b| b[20..24].fill(0xff), "bytes, must be a multiple of 72");
     changed(&|b| b[40] ^= 1, "head (prefix, header and section table) is damaged");
@@ -272,7 +309,8 @@ fn every_error_says_what_is_wrong() {
     let first = u32_at(&good, table_start + 8);
     changed(&|b| b[first] ^= 1, "section 0 (stem initial convolution weight) is damaged: CRC is");
 
-    // Prefix, with right checksums.
+    // Prefix, with right checksums. Only integers have layers that can be raised.
+    sealed(&|b| b[8] = 2, "version is 2.0, this runtime reads 1.x and 2.x");
     sealed(&|b| b[13] = 0xff, "header has 65");
     sealed(&|b| b[16] = 0, "must be zero (padding or reserved)");
     sealed(&|b| b[18] = 1, "model is truncated");

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use nadir::encoder::{ConfigureError, EmbedError, Encoder, Step};
 use nadir::kernels::int8::Int8Kernels;
-use nadir::model::{Architecture, Model, STAGES, StemPadding};
+use nadir::model::{Architecture, Model, Place, STAGES, StemPadding};
 use nadir::plan::int8::{Passes, StagePasses, int8_arena_bytes};
 use nadir::plan::regions::{places, regions};
 use nadir_formats::{AlignedBytes, Pixels, Tiles};
 use nadir_quantize::batch::embed_all;
 use nadir_quantize::plan::{place_plans, step_kinds, trade_offs};
-use nadir_quantize::testing::{random_int8_model, random_tiles};
+use nadir_quantize::testing::{raise, random_int8_model, random_tiles};
 
 const BANDS: [&str; 4] = ["B2", "B3", "B4", "B8A"];
 
@@ -34,6 +34,12 @@ fn model((architecture, bands): (Architecture, usize)) -> AlignedBytes {
     AlignedBytes::copy_of(&random_int8_model("case", architecture, &BANDS[..bands], 7))
 }
 
+/// The same with every layer raised that can be.
+fn raised((architecture, bands): (Architecture, usize)) -> AlignedBytes {
+    let blocks: Vec<Place> = places(&architecture).filter(|place| matches!(place, Place::Block { .. })).collect();
+    AlignedBytes::copy_of(&raise(&model((architecture, bands)), &blocks))
+}
+
 /// One u16 tile.
 fn tile((architecture, bands): (Architecture, usize)) -> Vec<u16> {
     let Pixels::U8(bytes) = random_tiles(1, bands, architecture.tile_size.into(), 5).pixels else {
@@ -50,8 +56,8 @@ fn all_passes() -> impl Iterator<Item = StagePasses> {
 /// the end of the plan, and no byte beyond.
 #[test]
 fn the_high_water_mark_is_the_plan() {
-    for case in cases() {
-        let (file, tile) = (model(case), tile(case));
+    for (case, file) in cases().into_iter().flat_map(|case| [(case, model(case)), (case, raised(case))]) {
+        let tile = tile(case);
         let model = Model::parse(&file).unwrap();
         let mut embeddings = Vec::new();
         for set in Int8Kernels::available() {
@@ -93,6 +99,28 @@ fn a_byte_less_is_an_error_and_writes_nothing() {
             let error = encoder.embed(nadir::Tile::U16(&tile), &mut arena, &mut embedding);
             assert_eq!(error, Err(EmbedError::ArenaTooSmall { found: needed - 1, needed }));
             assert!(arena.iter().all(|&b| b == 0) && embedding.iter().all(|&v| v == -1.0));
+        }
+    }
+}
+
+/// Raised layers need no memory and are computed twice.
+#[test]
+fn raised_layers_cost_multiply_adds_alone() {
+    for case in cases() {
+        let files = [model(case), raised(case)];
+        let models = [&files[0], &files[1]].map(|file| Model::parse(file).unwrap());
+        for passes in all_passes() {
+            let [plain, raised] = [&models[0], &models[1]].map(|model| Encoder::new(model).with_passes(passes));
+            assert_eq!(plain.arena_bytes(), raised.arena_bytes());
+            for (before, after) in step_kinds(&plain).iter().zip(step_kinds(&raised)) {
+                let Place::Block { stage, .. } = before.place else {
+                    assert_eq!(*before, after);
+                    continue;
+                };
+                let d = case.0.dim(stage.into()) as u64;
+                let second = if before.pass == 1 { 4 * d * d * (case.0.grid(stage.into()) as u64).pow(2) } else { 0 };
+                assert_eq!(after.total.macs, before.total.macs + second, "{case:?} {passes:?} {}", before.place);
+            }
         }
     }
 }

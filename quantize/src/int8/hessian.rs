@@ -39,6 +39,12 @@ impl Inputs {
         Self::of(samples, columns, scale, 127.0)
     }
 
+    /// As [`Inputs::int8`] for inputs of 14 bits, of which `scale` is the unit of the upper 8; rounded to 12 bits, which an exact sum of products
+    /// allows.
+    pub fn raised(samples: &[f32], columns: usize, scale: f64) -> Self {
+        Self::of(samples, columns, scale / 16.0, f64::from(SAMPLE_MAX))
+    }
+
     /// As [`Inputs::int8`] for inputs that are rounded so finely that it does not matter; `scale` is such that their integers
     /// are at most 2047.
     pub fn fine(samples: &[f32], columns: usize, scale: f64) -> Self {

@@ -1,5 +1,7 @@
 //! One layer in integers.
 
+use nadir::kernels::int8::LOW_BITS;
+use nadir::model::int8_layout::MAX_RAISED_SHIFT;
 use nadir_formats::scales::{BIAS_MAX, Ends, RowScales};
 
 use super::hessian::Inputs;
@@ -75,6 +77,17 @@ impl Layer {
             multiplier: multiplier.iter().map(|&m| m as i16).collect(),
             shift,
         }
+    }
+
+    /// The layer for inputs of 14 bits, whose upper 8 it was made for: the bias counts in both products, in that with the lower bits for a 64th,
+    /// and holds a half for each of the two that are rounded. Nothing if its shift leaves no room for those bits.
+    pub fn raised(mut self) -> Option<Self> {
+        if self.shift > MAX_RAISED_SHIFT {
+            return None;
+        }
+        let (half, parts) = (2f64.powi(self.shift - 1), 2f64.powi(LOW_BITS as i32));
+        self.bias.iter_mut().for_each(|b| *b = to_i32((f64::from(*b) + half) * parts / (parts + 1.0)));
+        Some(self)
     }
 
     /// Bias and multiplier of whole panels, or of `stored` channels.

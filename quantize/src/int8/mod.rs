@@ -7,6 +7,7 @@
 //!   nothing at run time because GRN multiplies each channel anyway.
 //! - The weights of dense layers are rounded together, so that the errors of one take back those of another (`rounding`), and their
 //!   biases take up what is left of the mean error.
+//! - The second pointwise layer of a block may be raised to inputs of 14 bits ([`Mixable`]); nothing else of the file changes with it.
 //! - The residual stream is int16 with one scale a stage, and room for values half as large again as any seen.
 
 mod calibration;
@@ -14,28 +15,31 @@ pub mod coverage;
 mod hessian;
 mod layer;
 pub mod methods;
+mod mixable;
 mod rounding;
 mod scale;
 pub mod select;
 
 use anyhow::{Result, ensure};
 use nadir::model::int8_layout::{
-    INPUT_FRACTION_BITS, NORM_BITS, POOL_BITS, STEM_NORM_FRACTION_BITS, initial_segment, panels, stored,
+    INPUT_FRACTION_BITS, NORM_BITS, POOL_BITS, RAISED, STEM_NORM_FRACTION_BITS, initial_segment, panels, stored,
 };
-use nadir::model::{Precision, STAGES};
+use nadir::model::{Place, STAGES};
 use nadir_formats::scales::{Balance, Ends, HEADROOM, I16_MAX, calibration_tiles, gelu_table, value_scale};
 use nadir_formats::{Encoder, Tiles};
 
 use crate::reference::{BlockTap, DownsampleTap, Reference, Tap};
-use crate::writer::{SectionData, header, write_model};
+use crate::writer::SectionData;
 use calibration::{Calibration, Seen};
 use hessian::Inputs;
 use layer::Layer;
 use methods::Method;
+use mixable::Raisable;
 use scale::*;
 use select::{Chosen, choose, gelu_ratio, layer_ratio};
 
 pub use layer::{Correction, Rounding};
+pub use mixable::Mixable;
 pub use select::Choice;
 
 /// Power of two of the head's gain.
@@ -84,6 +88,18 @@ pub fn steps(encoder: &Encoder, tiles: usize) -> usize {
 /// # Errors
 /// As [`convert`].
 pub fn convert_with(encoder: &Encoder, tiles: &Tiles, options: Options, done: &(dyn Fn() + Sync)) -> Result<Converted> {
+    let mixable = Mixable::convert(encoder, tiles, options, false, done)?;
+    Ok(Converted { file: mixable.file(&[])?, chosen: mixable.chosen })
+}
+
+/// Makes the sections of a model; with `raise` also those that second pointwise layers have if they are raised.
+fn run<'e>(
+    encoder: &'e Encoder,
+    tiles: &Tiles,
+    options: Options,
+    raise: bool,
+    done: &(dyn Fn() + Sync),
+) -> Result<Mixable<'e>> {
     let (arch, bands) = (&encoder.card.architecture, encoder.card.bands.len());
     let side = usize::from(arch.tile_size);
     ensure!(
@@ -92,10 +108,17 @@ pub fn convert_with(encoder: &Encoder, tiles: &Tiles, options: Options, done: &(
         tiles.shape
     );
     let tiles = tiles.pick(&calibration_tiles(tiles.len()));
-    let calibration = &Calibration::of(&Reference::new(encoder), &tiles, done);
-    let tiles = tiles.len();
-    let (sections, chosen) = (Vec::new(), Vec::new());
-    let mut conversion = Conversion { encoder, options, calibration, tiles, sections, chosen, residual: 0.0 };
+    let mut conversion = Conversion {
+        encoder,
+        options,
+        calibration: &Calibration::of(&Reference::new(encoder), &tiles, done),
+        tiles: tiles.len(),
+        sections: Vec::new(),
+        chosen: Vec::new(),
+        raise,
+        raisable: Vec::new(),
+        residual: 0.0,
+    };
     conversion.stem();
     done();
     for stage in 0..STAGES {
@@ -110,8 +133,8 @@ pub fn convert_with(encoder: &Encoder, tiles: &Tiles, options: Options, done: &(
     }
     conversion.head();
     done();
-    let file = write_model(&header(&encoder.card, Precision::Int8)?, &conversion.sections)?;
-    Ok(Converted { file, chosen: conversion.chosen })
+    let Conversion { sections, raisable, chosen, .. } = conversion;
+    Ok(Mixable { encoder, sections, raisable, chosen })
 }
 
 /// The sections written so far.
@@ -123,6 +146,9 @@ struct Conversion<'a> {
     tiles: usize,
     sections: Vec<SectionData>,
     chosen: Vec<Chosen>,
+    /// Whether to make what the second pointwise layers are if they are raised.
+    raise: bool,
+    raisable: Vec<Raisable>,
     /// Scale of the residual stream of the stage at hand.
     residual: f64,
 }
@@ -142,13 +168,7 @@ impl Conversion<'_> {
 
     /// A dense layer whose rows are runs of `run` inputs, each to be `padded` long, and which has `outputs` outputs.
     fn push_dense(&mut self, layer: &Layer, run: usize, padded: usize, outputs: usize) {
-        let columns = layer.weight.len() / layer.bias.len() / run * padded;
-        let mut weight = pad(&layer.weight, run, padded);
-        weight.resize(outputs * columns, 0);
-        self.push_i8(pack(&weight, columns));
-        let (bias, multiplier) = layer.padded(panels(outputs));
-        self.push_i32(bias);
-        self.push_i16(multiplier);
+        self.sections.extend(dense(layer, run, padded, outputs));
     }
 
     /// A depthwise layer of `taps` taps.
@@ -369,15 +389,30 @@ impl Conversion<'_> {
         let ends = Ends::of_values(projected, self.residual, &seen.channel_largest);
         let inputs = Inputs::int8(&balanced, wide_channels, projected);
         let project = self.layer(&weight, wide_channels, &bias, &ends, Some(&inputs));
+        let raised = self.raise.then(|| {
+            // Their multipliers are the same, and their range is twice as large: with 14 bits there is room for what calibration has not seen.
+            let ends = Ends::of_values(2.0 * projected, self.residual, &seen.channel_largest);
+            let inputs = Inputs::raised(&balanced, wide_channels, 2.0 * projected);
+            self.layer(&weight, wide_channels, &bias, &ends, Some(&inputs)).raised()
+        });
 
         self.push_depthwise(&depthwise, 49);
         self.push_dense(&expand, channels, stored(channels), 4 * stored(channels));
         self.push_i16(table);
         self.push_i32(grn_gain);
         self.push_i32(grn_slope);
-        self.push_dense(&project, wide_channels, 4 * stored(channels), stored(channels));
-        let constants = [&[depthwise.shift][..], &norm, &[expand.shift, zero_point], &grn_epsilon, &[project.shift]];
-        self.push_i32(constants.concat());
+        let constants = [&[depthwise.shift][..], &norm, &[expand.shift, zero_point], &grn_epsilon].concat();
+        let second = |layer: &Layer, shift: i32| {
+            let constants = SectionData::I32([&constants[..], &[shift]].concat());
+            let [weight, bias, multiplier] = dense(layer, wide_channels, 4 * stored(channels), stored(channels));
+            [weight, bias, multiplier, constants]
+        };
+        if let Some(layer) = raised.flatten() {
+            let place = Place::Block { stage: stage as u8, block: block as u8 };
+            let sections = second(&layer, RAISED + layer.shift);
+            self.raisable.push(Raisable { place, first: self.sections.len(), sections });
+        }
+        self.sections.extend(second(&project, project.shift));
     }
 
     fn head(&mut self) {
@@ -395,6 +430,15 @@ impl Conversion<'_> {
         self.sections.push(SectionData::I64(offset));
         self.push_i32([&epsilon[..], &[HEAD_SHIFT, bits]].concat());
     }
+}
+
+/// Weight, bias and multiplier of a dense layer whose rows are runs of `run` inputs, each to be `padded` long, and which has `outputs` outputs.
+fn dense(layer: &Layer, run: usize, padded: usize, outputs: usize) -> [SectionData; 3] {
+    let columns = layer.weight.len() / layer.bias.len() / run * padded;
+    let mut weight = pad(&layer.weight, run, padded);
+    weight.resize(outputs * columns, 0);
+    let (bias, multiplier) = layer.padded(panels(outputs));
+    [SectionData::I8(pack(&weight, columns)), SectionData::I32(bias), SectionData::I16(multiplier)]
 }
 
 /// Gain, offset (with the rounding half) and shift of `(value * gain + offset) >> shift` from scale `input` to scale `output`: for

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use nadir::model::{Architecture, Model, Place, STAGES};
-use nadir::plan::cost::steps;
+use nadir::plan::cost::model_steps;
 use nadir::plan::int8::Passes;
 use nadir::plan::regions::places;
 use nadir_formats::{Encoder, Tiles};
@@ -95,13 +95,25 @@ fn kinds(arch: &Architecture, bands: usize, place: Place) -> Vec<Kind> {
 
 /// The layers of `model`, compared with `encoder`'s on `tiles`; `done` is called after each tile.
 pub fn compare(model: &Model<'_>, encoder: &Encoder, tiles: &Tiles, done: &(dyn Fn() + Sync)) -> Vec<Layer> {
-    let errors = map_errors(model, encoder, tiles, done);
+    layers(model, &map_errors(model, encoder, tiles, done))
+}
+
+/// The layers of `model` without their maps: what each costs.
+pub fn costs(model: &Model<'_>) -> Vec<Layer> {
+    layers(model, &BTreeMap::new())
+}
+
+fn layers(model: &Model<'_>, errors: &BTreeMap<Tap, Sums>) -> Vec<Layer> {
     let (arch, bands) = (model.architecture(), model.bands().len());
     let mut layers = Vec::new();
     for place in places(arch) {
         let first = layers.len();
-        let kinds = kinds(arch, bands, place);
-        let steps = steps(arch, bands, model.precision(), [Passes::One; STAGES]);
+        let mut kinds = kinds(arch, bands, place);
+        if model.is_raised(place) {
+            let raised = kinds.iter_mut().filter(|kind| kind.name == "pointwise 2");
+            raised.for_each(|kind| (kind.name, kind.macs) = ("pointwise 2, 14 bits", 2 * kind.macs));
+        }
+        let steps = model_steps(model, [Passes::One; STAGES]);
         let planned: u64 = steps.filter(|step| step.place == place).map(|step| step.total.macs).sum();
         let of_place = kinds.iter().map(|kind| kind.macs).sum::<u64>().max(1);
         let mut rest = planned;

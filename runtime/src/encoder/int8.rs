@@ -10,7 +10,7 @@ use super::arena::{Arena, part, part_mut};
 use super::cursor::Cursor;
 use crate::Tile;
 use crate::kernels::fixed::*;
-use crate::kernels::int8::{Area, FloatBand, Gelu, Int8Kernels, RING_ROWS, Rows};
+use crate::kernels::int8::{Area, Dense, FloatBand, Gelu, Int8Kernels, LOW_BITS, RING_ROWS, Rows, Table};
 use crate::model::int8_layout::{
     Block, Downsample, Head, INPUT_FRACTION_BITS, NORM_BITS, POOL_BITS, RATIO_BITS, Stem, stored,
 };
@@ -228,7 +228,7 @@ impl<'m> Engine<'m> {
         let next = if in_place { &mut *buffers.map } else { &mut *buffers.values };
         let residual = part_mut(next, y.start * grid * layer.outputs, y.len() * grid * layer.outputs)?;
         residual.fill(0);
-        (kernels.project)(patches, &crate::kernels::int8::Dense { bias: buffers.bias, ..layer }, residual);
+        (kernels.project)(patches, &Dense { bias: buffers.bias, ..layer }, residual);
         if !in_place && y.end == grid {
             buffers.map.iter_mut().zip(buffers.values).for_each(|(to, from)| *to = *from);
         }
@@ -274,13 +274,17 @@ impl<'m> Engine<'m> {
             (kernels.depthwise)(&rows, &area, &depthwise, values);
             (kernels.layer_norm)(values, &norm, bytes);
             let gelu = Gelu { zero_point: weights.zero_point, table: weights.gelu };
-            let layer = crate::kernels::int8::Dense { bias: expand_bias, ..expand };
+            let layer = Dense { bias: expand_bias, ..expand };
             (kernels.expand)(bytes, &layer, &gelu, hidden, squares);
         }
         if at.pass == 1 {
+            let residual = part_mut(map, first * channels, pixels * channels)?;
+            let layer = Dense { bias: project_bias, ..project };
+            if weights.is_raised() {
+                return project_raised(kernels, hidden, weights.gelu, multipliers, &layer, values, residual);
+            }
             (kernels.activate)(hidden, weights.gelu, multipliers);
-            let layer = crate::kernels::int8::Dense { bias: project_bias, ..project };
-            (kernels.project)(hidden, &layer, part_mut(map, first * channels, pixels * channels)?);
+            (kernels.project)(hidden, &layer, residual);
         }
         Ok(())
     }
@@ -312,6 +316,31 @@ impl<'m> Engine<'m> {
         }
         Ok(())
     }
+}
+
+/// Section 5.6: the second pointwise layer with inputs of 14 bits, in two products. What the depthwise convolution left in `values` is
+/// no longer needed: the lower halves of some pixels' inputs stand there, of half a strip at least, as a strip has two pixels or more.
+fn project_raised(
+    kernels: &Int8Kernels,
+    hidden: &mut [i8],
+    table: &Table,
+    multipliers: &[i16],
+    layer: &Dense<'_>,
+    values: &mut [i16],
+    residual: &mut [i16],
+) -> Result<(), EmbedError> {
+    let (wide, channels) = (layer.inputs.max(1), layer.outputs.max(1));
+    let low: &mut [i8] = bytemuck::try_cast_slice_mut(values).unwrap_or_default();
+    let pixels = (low.len() / wide).max(1);
+    let lower = Dense { shift: layer.shift + LOW_BITS, ..*layer };
+    let parts = hidden.chunks_mut((pixels * wide).max(1)).zip(residual.chunks_mut((pixels * channels).max(1)));
+    for (hidden, residual) in parts {
+        let low = part_mut(low, 0, hidden.len())?;
+        (kernels.activate_split)(hidden, table, multipliers, low);
+        (kernels.project)(hidden, layer, residual);
+        (kernels.project)(low, &lower, residual);
+    }
+    Ok(())
 }
 
 /// Section 5.4: from the sums of squares (overwritten by the norms) to one multiplier a hidden channel; `count` channels count.

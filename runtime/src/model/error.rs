@@ -1,6 +1,6 @@
 //! Why bytes are not a model.
 
-use super::{ArchitectureError, Dtype, MAX_BANDS, SectionSpec, VERSION_MAJOR};
+use super::{ArchitectureError, Dtype, MAX_BANDS, SectionSpec, VERSION_MAJOR, VERSION_MAJOR_RAISED};
 
 /// Why bytes are not a model. Each variant names the field, what was found and what was expected.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -21,7 +21,7 @@ pub enum ModelError {
     #[error("this is a .nadir file of a draft of the format: convert the model again from its .safetensors")]
     Draft,
     /// The file was written in another major version of the format.
-    #[error("model file version is {major}.{minor}, this runtime reads {VERSION_MAJOR}.x")]
+    #[error("model file version is {major}.{minor}, this runtime reads {VERSION_MAJOR}.x and {VERSION_MAJOR_RAISED}.x")]
     Version {
         /// Major version found.
         major: u16,

@@ -6,9 +6,9 @@
 //! each number means is in `docs/integer-arithmetic.md`; the last section of each unit holds its scalar constants, whose
 //! ranges [`check`] asserts when a model is parsed.
 
-use super::{Architecture, Dtype, Model, ModelError, Place, STAGES, SectionSpec};
+use super::{Architecture, Dtype, Model, ModelError, Place, STAGES, SectionSpec, VERSION_MAJOR_RAISED};
 use crate::kernels::fixed::LayerNorm;
-use crate::kernels::int8::{Dense, Depthwise, GROUP, Norm, PANEL, Table};
+use crate::kernels::int8::{Dense, Depthwise, GROUP, LOW_BITS, Norm, PANEL, Table};
 
 /// Fractional bits of the normalised input.
 pub const INPUT_FRACTION_BITS: u32 = 11;
@@ -50,6 +50,11 @@ pub const DOWNSAMPLE_SECTIONS: usize = 4;
 pub const BLOCK_SECTIONS: usize = 13;
 /// Sections of the head.
 pub const HEAD_SECTIONS: usize = 3;
+
+/// What the shift of a raised layer has in addition, in files of version 2.
+pub const RAISED: i32 = 32;
+/// Largest shift of a raised layer: that of the lower parts of its inputs is [`LOW_BITS`] more, and at most 31.
+pub const MAX_RAISED_SHIFT: i32 = 31 - LOW_BITS as i32;
 
 const STEM_CONSTANTS: usize = 13;
 const DOWNSAMPLE_CONSTANTS: usize = 5;
@@ -165,11 +170,14 @@ struct Reader<'a> {
     values: &'a [i32],
     next: usize,
     bad: Option<usize>,
+    /// Whether layers of this file may be raised.
+    raises: bool,
 }
 
 impl<'a> Reader<'a> {
-    fn new(values: &'a [i32]) -> Self {
-        Self { values, next: 0, bad: None }
+    /// The constants of section `index`.
+    fn new(model: &Model<'a>, index: usize) -> Self {
+        Self { values: model.section(index), next: 0, bad: None, raises: model.version_major() == VERSION_MAJOR_RAISED }
     }
 
     /// The next constant, pulled into `min..=max`.
@@ -185,6 +193,12 @@ impl<'a> Reader<'a> {
     /// Of an accumulator.
     fn shift(&mut self) -> u32 {
         self.next(0, 31) as u32
+    }
+
+    /// Of the second pointwise layer of a block, and whether it is raised.
+    fn raisable_shift(&mut self) -> (u32, bool) {
+        let value = self.next(0, if self.raises { RAISED + MAX_RAISED_SHIFT } else { 31 });
+        (value as u32 & 31, value >= RAISED)
     }
 
     /// Of a 64-bit product.
@@ -209,7 +223,7 @@ pub fn check(model: &Model<'_>) -> Result<(), ModelError> {
     let arch = model.architecture();
     for (place, sections) in places(arch) {
         let index = start(arch, place) + sections - 1;
-        let mut reader = Reader::new(model.section(index));
+        let mut reader = Reader::new(model, index);
         match place {
             Place::Stem => drop(StemConstants::read(&mut reader)),
             Place::Downsample { .. } => drop(DownsampleConstants::read(&mut reader)),
@@ -260,7 +274,7 @@ macro_rules! unit {
 
         impl<'a> $unit<'a> {
             fn at(model: &Model<'a>, start: usize, sections: usize) -> Self {
-                let constants = $constants::read(&mut Reader::new(model.section(start + sections - 1)));
+                let constants = $constants::read(&mut Reader::new(model, start + sections - 1));
                 Self {
                     $($section: model.section(start + $index),)*
                     $($table: table(model, start + $table_index),)?
@@ -329,7 +343,7 @@ unit! {
         expand_shift: u32 = |r| r.shift(),
         zero_point: i32 = |r| r.next(-128, 127),
         grn_epsilon: u64 = |r| r.wide(),
-        project_shift: u32 = |r| r.shift(),
+        project_shift: (u32, bool) = |r| r.raisable_shift(),
     }
 }
 
@@ -434,10 +448,15 @@ impl<'a> Block<'a> {
             weight: self.project_weight,
             bias: self.project_bias,
             multiplier: self.project_multiplier,
-            shift: self.project_shift,
+            shift: self.project_shift.0,
             inputs: 4 * stored(channels),
             outputs: stored(channels),
         }
+    }
+
+    /// Whether the inputs of the second pointwise layer have 14 bits.
+    pub(crate) fn is_raised(&self) -> bool {
+        self.project_shift.1
     }
 
     /// Block `block` of `stage`.

@@ -47,8 +47,10 @@ compile_error!("model files are larger than the address space of a 16-bit proces
 pub const MAGIC: [u8; 8] = *b"\x89NAD\r\n\x1a\n";
 /// First bytes of files in drafts of the format, which are refused.
 pub const MAGIC_DRAFT: [u8; 8] = *b"\x89NDR\r\n\x1a\n";
-/// Files of another major version are refused.
+/// Files of another major version than this and [`VERSION_MAJOR_RAISED`] are refused.
 pub const VERSION_MAJOR: u16 = 1;
+/// Major version of int8 models with raised layers, whose inputs have 14 bits; in all else as [`VERSION_MAJOR`].
+pub const VERSION_MAJOR_RAISED: u16 = 2;
 /// A later minor version may append header fields and ancillary sections, which are ignored.
 pub const VERSION_MINOR: u16 = 1;
 /// Alignment of the file in memory, of the section table, and of each section in the file.
@@ -137,6 +139,21 @@ impl<'a> Model<'a> {
     /// Version of the model: a later one replaces an earlier one, never the other way round.
     pub fn model_version(&self) -> u32 {
         self.header.model_version
+    }
+
+    /// Major version of the format: [`VERSION_MAJOR`] or [`VERSION_MAJOR_RAISED`].
+    pub fn version_major(&self) -> u16 {
+        self.data.get(8..10).and_then(|bytes| bytes.first_chunk()).map_or(0, |b| u16::from_le_bytes(*b))
+    }
+
+    /// Whether a layer at `place` is raised: the second pointwise layer of a block of an int8 model, with inputs of 14 bits.
+    pub fn is_raised(&self, place: Place) -> bool {
+        match place {
+            Place::Block { stage, block } if self.precision() == Precision::Int8 => {
+                int8_layout::Block::of(self, stage.into(), block.into()).is_raised()
+            }
+            _ => false,
+        }
     }
 
     /// The bytes of the file.

@@ -98,7 +98,7 @@ pub(crate) fn head(bytes: &[u8]) -> Result<Model<'_>, ModelError> {
         found => return Err(ModelError::Magic { found }),
     }
     let (major, minor) = (u16_at(prefix, 8), u16_at(prefix, 10));
-    if major != VERSION_MAJOR {
+    if ![VERSION_MAJOR, VERSION_MAJOR_RAISED].contains(&major) {
         return Err(ModelError::Version { major, minor });
     }
     let file_bytes = u64_at(prefix, 24);
@@ -152,6 +152,10 @@ pub(crate) fn head(bytes: &[u8]) -> Result<Model<'_>, ModelError> {
         return Err(ModelError::HeaderTail(tail.len()));
     }
     header.validate()?;
+    // Only integers have layers that can be raised.
+    if major == VERSION_MAJOR_RAISED && header.precision != Precision::Int8 {
+        return Err(ModelError::Version { major, minor });
+    }
 
     let mut model = Model { bytes, data, header, header_bytes, table, tensors: 0, tensor_range: first..first };
     model.check_rows()?;

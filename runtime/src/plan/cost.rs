@@ -12,7 +12,7 @@ use super::regions::places;
 use super::strip_rows;
 use crate::kernels::int8::{Area, DEPTHWISE_SIDE};
 use crate::model::int8_layout::{TABLE, initial_segment, panels, stored};
-use crate::model::{Architecture, Place, Precision};
+use crate::model::{Architecture, Model, Place, Precision};
 
 /// What a piece of work costs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,24 +64,40 @@ pub struct StepKind {
     pub total: Cost,
 }
 
-/// The kinds of steps of a run, in its order. `passes` count for int8 only.
+/// The kinds of steps of a run, in its order, where no layer is raised. `passes` count for int8 only.
 pub fn steps<'a>(
     arch: &'a Architecture,
     bands: usize,
     precision: Precision,
     passes: StagePasses,
 ) -> impl Iterator<Item = StepKind> + 'a {
+    kinds(arch, bands, precision, passes, |_| false)
+}
+
+/// The kinds of steps of a run of `model`, in its order: as [`steps`], but a raised layer is computed twice.
+pub fn model_steps<'a>(model: &'a Model<'a>, passes: StagePasses) -> impl Iterator<Item = StepKind> + 'a {
+    kinds(model.architecture(), model.bands().len(), model.precision(), passes, |place| model.is_raised(place))
+}
+
+fn kinds<'a>(
+    arch: &'a Architecture,
+    bands: usize,
+    precision: Precision,
+    passes: StagePasses,
+    raised: impl Fn(Place) -> bool + 'a,
+) -> impl Iterator<Item = StepKind> + 'a {
     places(arch).flat_map(move |place| {
+        let raised = raised(place);
         let kinds = if matches!(place, Place::Block { .. }) { 2 } else { 1 };
         (0..kinds).map(move |pass| match precision {
-            Precision::Int8 => int8(arch, bands, passes, place, pass),
+            Precision::Int8 => int8(arch, bands, passes, place, pass, raised),
             Precision::F32 => float(arch, bands, 4, place, pass),
             Precision::F16 => float(arch, bands, 2, place, pass),
         })
     })
 }
 
-/// What a whole run costs.
+/// What a whole run costs where no layer is raised.
 pub fn total(arch: &Architecture, bands: usize, precision: Precision, passes: StagePasses) -> Cost {
     steps(arch, bands, precision, passes).map(|kind| kind.total).sum()
 }
@@ -119,7 +135,7 @@ fn window(area: &Area, grid: usize) -> usize {
     grown(&area.y) * grown(&area.x)
 }
 
-fn int8(arch: &Architecture, bands: usize, passes: StagePasses, place: Place, pass: u8) -> StepKind {
+fn int8(arch: &Architecture, bands: usize, passes: StagePasses, place: Place, pass: u8, raised: bool) -> StepKind {
     match place {
         Place::Stem => {
             let (d, k, width, grid) = (stored(arch.dim(0)), arch.stem_stride(), arch.initial_grid(), arch.grids()[0]);
@@ -157,9 +173,12 @@ fn int8(arch: &Architecture, bands: usize, passes: StagePasses, place: Place, pa
             };
             let second = |area: &Area| {
                 let pixels = area.y.len() * area.x.len();
-                let weights = panels(d) * (wide + PER_OUTPUT) + TABLE_BYTES;
+                // Of a raised layer twice, with the upper and with the lower part of its inputs.
+                let parts = if raised { 2 } else { 1 };
+                let weights = parts * panels(d) * (wide + PER_OUTPUT) + TABLE_BYTES;
                 // Activation in place, pointwise, the residual map.
-                cost(product([pixels, wide, d]), weights, 3 * pixels * wide + 2 * wide + 2 * 2 * pixels * d)
+                let activations = (1 + 2 * parts) * pixels * wide + 2 * wide + parts * 2 * 2 * pixels * d;
+                cost(product([parts * pixels, wide, d]), weights, activations)
             };
             let strips = Strips::of(grid, passes);
             sum(place, pass, passes, strips, |area| match (pass, passes) {

@@ -20,6 +20,9 @@
 //! | multipliers, i16 | | | `4d` |
 //!
 //! The head needs `d` of i32.
+//!
+//! A raised layer needs no more: the lower halves of its inputs stand in `values`, of as many pixels at a time as fit, once the depthwise
+//! convolution's results there are used up.
 
 use crate::encoder::ARENA_ALIGNMENT;
 use crate::kernels::int8::{GROUP, MAX_STRIP, RING_ROWS};

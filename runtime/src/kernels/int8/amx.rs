@@ -17,7 +17,7 @@
 use core::arch::asm;
 use core::arch::x86_64::*;
 
-use super::avx512::{Planes, SHARED, ToIndex, activate, add_squares, requantize};
+use super::avx512::{Planes, SHARED, ToIndex, activate, activate_split, add_squares, requantize};
 use super::avx512_spatial::layer_norm;
 use super::*;
 
@@ -29,6 +29,9 @@ pub static AMX: Int8Kernels = Int8Kernels {
     layer_norm: |values, norm, output| unsafe { layer_norm::<SIGNED>(values, norm, output) },
     expand: |input, layer, gelu, output, squares| unsafe { expand(input, layer, gelu, output, squares) },
     activate: |values, table, multipliers| unsafe { activate::<SIGNED>(values, table, multipliers) },
+    activate_split: |values, table, multipliers, low| unsafe {
+        activate_split::<SIGNED>(values, table, multipliers, low)
+    },
     project: |input, layer, residual| unsafe { project(input, layer, residual) },
     ..SHARED
 };

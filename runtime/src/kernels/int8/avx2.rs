@@ -28,6 +28,7 @@ pub static AVX2: Int8Kernels = Int8Kernels {
     layer_norm: |values, norm, output| unsafe { layer_norm::<0>(values, norm, output) },
     expand: |input, layer, gelu, output, squares| unsafe { expand::<false>(input, layer, gelu, output, squares) },
     activate: |values, table, multipliers| unsafe { activate::<0>(values, table, multipliers) },
+    activate_split: |values, table, multipliers, low| unsafe { activate_split::<0>(values, table, multipliers, low) },
     project: |input, layer, residual| unsafe { project::<false>(input, layer, residual) },
     ..SHARED
 };
@@ -39,6 +40,9 @@ pub static AVX_VNNI: Int8Kernels = Int8Kernels {
     layer_norm: |values, norm, output| unsafe { layer_norm::<-128>(values, norm, output) },
     expand: |input, layer, gelu, output, squares| unsafe { expand::<true>(input, layer, gelu, output, squares) },
     activate: |values, table, multipliers| unsafe { activate::<-128>(values, table, multipliers) },
+    activate_split: |values, table, multipliers, low| unsafe {
+        activate_split::<-128>(values, table, multipliers, low)
+    },
     project: |input, layer, residual| unsafe { project::<true>(input, layer, residual) },
     ..SHARED
 };
@@ -80,6 +84,10 @@ avx2! {
 
     fn layer_norm<const FLIP: i8>(values: &[i16], norm: &Norm, output: &mut [i8]) {
         scalar::layer_norm::<FLIP>(values, norm, output, root);
+    }
+
+    fn activate_split<const FLIP: i8>(values: &mut [i8], table: &Table, multipliers: &[i16], low: &mut [i8]) {
+        scalar::activate_split::<FLIP>(values, table, multipliers, low);
     }
 
     fn square_roots(values: &mut [u32]) {

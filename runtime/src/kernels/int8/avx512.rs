@@ -37,6 +37,9 @@ pub static AVX512_VNNI: Int8Kernels = Int8Kernels {
     layer_norm: |values, norm, output| unsafe { layer_norm::<UNSIGNED>(values, norm, output) },
     expand: |input, layer, gelu, output, squares| unsafe { expand(input, layer, gelu, output, squares) },
     activate: |values, table, multipliers| unsafe { activate::<UNSIGNED>(values, table, multipliers) },
+    activate_split: |values, table, multipliers, low| unsafe {
+        activate_split::<UNSIGNED>(values, table, multipliers, low)
+    },
     project: |input, layer, residual| unsafe { project(input, layer, residual) },
     ..SHARED
 };
@@ -59,16 +62,20 @@ const UNSIGNED: i8 = -128;
 const PIXELS: usize = 12;
 
 macro_rules! avx512 {
-    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)? $body:block)*) => {
+    ($($(#[$doc:meta])* fn $name:ident$(<const $flip:ident: i8>)?($($arg:ident: $type:ty),*) $(-> $result:ty)? $body:block)*) => {
         $($(#[$doc])*
         #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-        pub(super) fn $name($($arg: $type),*) $(-> $result)? $body)*
+        pub(super) fn $name$(<const $flip: i8>)?($($arg: $type),*) $(-> $result)? $body)*
     };
 }
 
 avx512! {
     fn affine(values: &mut [i16], gain: &[i32], offset: &[i32], shift: u32) {
         scalar::affine(values, gain, offset, shift);
+    }
+
+    fn activate_split<const FLIP: i8>(values: &mut [i8], table: &Table, multipliers: &[i16], low: &mut [i8]) {
+        scalar::activate_split::<FLIP>(values, table, multipliers, low);
     }
 
     fn square_roots(values: &mut [u32]) {

@@ -161,6 +161,7 @@ fn sets() -> impl Iterator<Item = &'static Int8Kernels> {
 }
 
 /// A matrix layer that owns its values.
+#[derive(Clone)]
 struct Layer {
     weight: Vec<i8>,
     bias: Vec<i32>,
@@ -302,6 +303,52 @@ fn activate_then_project() {
                 layer.project(set, &bytes, &residual, &what)
             });
             same(&found, &expected, &what);
+        }
+    }
+}
+
+/// Both halves of 14 bits, with the layer's shift and with that of the lower half.
+#[test]
+fn activate_split_then_project() {
+    for set in sets() {
+        let mut random = Random(11);
+        for round in 0..240 {
+            let (inputs, outputs, pixels) = (channels(&mut random), channels(&mut random), pixels(&mut random));
+            let inputs = if random.one_in(2) { inputs } else { 4 * inputs };
+            let what = format!("{} round {round}: {pixels} pixels, {inputs} to {outputs}", set.name);
+            let mut layer = Layer::random(&mut random, inputs, outputs);
+            layer.shift = layer.shift.min(31 - LOW_BITS);
+            let (indices, table) = (random.i8s(pixels * inputs), random.table());
+            let fill = random.fill();
+            let multipliers: Vec<i16> = random.values(inputs, -32767, 32767, fill);
+            let residual = random.i16s(pixels * outputs);
+            let [found, expected] = [set, &SCALAR].map(|set| {
+                let mut low = Guarded::new(&vec![0; indices.len()], 98);
+                let split = |high: &mut [i8]| (set.activate_split)(high, &table, &multipliers, low.get());
+                let high = guarded(&indices, 99, &what, split);
+                let residual = layer.project(set, &high, &residual, &what);
+                let lower = Layer { shift: layer.shift + LOW_BITS, ..layer.clone() };
+                lower.project(set, &low.take(&what), &residual, &what)
+            });
+            same(&found, &expected, &what);
+        }
+    }
+}
+
+/// The specification against the text, in 64 bits.
+#[test]
+fn halves_make_14_bits() {
+    let mut random = Random(12);
+    let table = random.table();
+    for multiplier in [-32767, -1, 0, 1, 500, 2049, 32767] {
+        let indices: Vec<i8> = (-128..=127).collect();
+        let (mut high, mut low) = (indices.clone(), vec![0; 256]);
+        (SCALAR.activate_split)(&mut high, &table, &[multiplier; 256], &mut low);
+        for ((&high, &low), index) in high.iter().zip(&low).zip(indices) {
+            let h = f64::from(table[(i32::from(index) + 128) as usize]);
+            let exact = (h * f64::from(multiplier) / 1024.0 + 0.5).floor().clamp(-8192.0, 8191.0);
+            assert_eq!(64.0 * f64::from(high) + f64::from(low), exact, "index {index}, multiplier {multiplier}");
+            assert!((0..64).contains(&low));
         }
     }
 }
@@ -525,6 +572,7 @@ fn no_pixels() {
         (set.layer_norm)(&[], &norm, &mut []);
         (set.layer_norm_i16)(&mut [], &norm);
         (set.activate)(&mut [], &table, &[1; 16]);
+        (set.activate_split)(&mut [], &table, &[1; 16], &mut []);
         (set.lookup)(&mut [], &table);
         (set.affine)(&mut [], &[1; 16], &[1; 16], 0);
         (set.square_roots)(&mut []);
@@ -602,6 +650,8 @@ fn short_slices() {
         }
         let norm = random.norm(40);
         (set.layer_norm)(&map[..80], &norm, &mut [0; 50]);
+        (set.activate_split)(&mut [1; 80], &table, &[1; 40], &mut [0; 50]);
+        (set.activate_split)(&mut [1; 80], &table, &[], &mut [0; 80]);
         (set.affine)(&mut [1; 80], &[1; 40], &[], 3);
     }
 }

@@ -36,6 +36,7 @@ pub static DSP: Int8Kernels = Int8Kernels {
     layer_norm,
     expand,
     activate,
+    activate_split: |values, table, multipliers, low| scalar::activate_split::<0>(values, table, multipliers, low),
     project,
     square_roots: |values| scalar::square_roots(values),
 };

@@ -13,7 +13,7 @@
 //! ## What may differ between sets
 //! The bytes that [`Int8Kernels::layer_norm`] and [`Int8Kernels::activate`] hand to [`Int8Kernels::expand`] and
 //! [`Int8Kernels::project`] belong to the set: VNNI multiplies unsigned by signed bytes, so that its set stores `value ^ 0x80` and
-//! corrects the bias in [`Int8Kernels::prepare`]. What they leave in the residual map may not.
+//! corrects the bias in [`Int8Kernels::prepare`]. [`Int8Kernels::activate_split`] is one of them. What they leave in the residual map may not.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -55,6 +55,10 @@ pub const PANEL: usize = 16;
 pub const GROUP: usize = 4;
 /// The most pixels of one call: 64 squares of 12-bit values stay below 2^31.
 pub const MAX_STRIP: usize = 64;
+/// Lower bits of an input of 14 bits, which [`Int8Kernels::activate_split`] splits off.
+pub const LOW_BITS: u32 = 6;
+/// Power of two by which it divides: with the multipliers of inputs of 8 bits, so that 14 bits reach twice as far.
+const SPLIT_SHIFT: u32 = 16 - LOW_BITS;
 /// Rows of the map that [`Rows::ring`] holds.
 pub const RING_ROWS: usize = 4;
 
@@ -213,6 +217,9 @@ pub struct Int8Kernels {
     pub expand: fn(input: &[i8], layer: &Dense<'_>, gelu: &Gelu<'_>, output: &mut [i8], squares: &mut [u64]),
     /// GELU indices to the set's 8-bit inputs, in place: `sat8((table[index + 128] * multiplier + 2^14) >> 15)`.
     pub activate: fn(values: &mut [i8], table: &Table, multipliers: &[i16]),
+    /// The same with 14 bits, in two halves of the set's 8-bit inputs: of `p = sat14((table[index + 128] * multiplier + 2^9) >> 10)` the upper 8
+    /// bits, `p >> 6`, in place, the lower 6, `p & 63`, to `low`, as long as `values`.
+    pub activate_split: fn(values: &mut [i8], table: &Table, multipliers: &[i16], low: &mut [i8]),
     /// A layer whose result is added to the residual map with saturation: `[pixels, inputs]` to `[pixels, outputs]`. At most
     /// [`MAX_STRIP`] pixels.
     pub project: fn(input: &[i8], layer: &Dense<'_>, residual: &mut [i16]),

@@ -45,6 +45,7 @@ pub(super) const SET: Int8Kernels = Int8Kernels {
     layer_norm,
     expand,
     activate,
+    activate_split: |values, table, multipliers, low| scalar::activate_split::<0>(values, table, multipliers, low),
     project,
     square_roots,
 };

@@ -23,6 +23,7 @@ pub static SCALAR: Int8Kernels = Int8Kernels {
     layer_norm: |values, norm, output| layer_norm::<0>(values, norm, output, isqrt32),
     expand,
     activate: |values, table, multipliers| activate(values, table, multipliers),
+    activate_split: |values, table, multipliers, low| activate_split::<0>(values, table, multipliers, low),
     project,
     square_roots: |values| square_roots(values),
 };
@@ -255,6 +256,21 @@ pub fn activate(values: &mut [i8], table: &Table, multipliers: &[i16]) {
     for pixel in values.chunks_exact_mut(multipliers.len().max(1)) {
         for (value, &multiplier) in pixel.iter_mut().zip(multipliers) {
             *value = saturate_i8(multiply_q15(gelu(table, *value), multiplier));
+        }
+    }
+}
+
+/// See [`Int8Kernels::activate_split`]; bits of `FLIP` are flipped in each byte.
+#[inline(always)]
+pub fn activate_split<const FLIP: i8>(values: &mut [i8], table: &Table, multipliers: &[i16], low: &mut [i8]) {
+    const ROUND: i32 = 1 << (SPLIT_SHIFT - 1);
+    let channels = multipliers.len().max(1);
+    for (pixel, low) in values.chunks_exact_mut(channels).zip(low.chunks_exact_mut(channels)) {
+        for ((value, low), &multiplier) in pixel.iter_mut().zip(low).zip(multipliers) {
+            let product = i32::from(gelu(table, *value)) * i32::from(multiplier);
+            let wide = ((product + ROUND) >> SPLIT_SHIFT).clamp(-8192, 8191);
+            *value = (wide >> LOW_BITS) as i8 ^ FLIP;
+            *low = (wide & ((1 << LOW_BITS) - 1)) as i8 ^ FLIP;
         }
     }
 }
