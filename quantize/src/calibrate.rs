@@ -90,13 +90,15 @@ impl CalibrationArgs {
         self.calibrate.as_deref()
     }
 
-    /// An int8 model from `encoder`, with the layers raised that `mixed` says; `equip` makes a file what it is in the end. What speaks against the calibration tiles, and what was chosen for which place, goes to standard error.
+    /// An int8 model from `encoder`, with the layers raised that `mixed` says; `equip` makes a file what it is in the end. What speaks against the
+    /// calibration tiles, and what was chosen for which place, goes to standard error.
     pub fn int8(&self, encoder: &Encoder, mixed: &Mixed, equip: &dyn Fn(&[u8]) -> Result<Vec<u8>>) -> Result<Vec<u8>> {
         let path = self.calibrate.as_deref().context("an int8 model needs --calibrate TILES.npy")?;
         let card = &encoder.card;
         let side = usize::from(card.architecture.tile_size);
         let read = |path: &Path| read_tiles(path, self.bands.as_deref(), &card.band_names(), side);
         let tiles = read(path)?;
+        let asked = mixed.read(&read)?;
         let named = |path: &Path| path.display().to_string();
         for warning in
             coverage::warnings(&tiles, &card.bands).map_err(anyhow::Error::msg).with_context(|| named(path))?
@@ -111,6 +113,6 @@ impl CalibrationArgs {
             let ratios: Vec<String> = Method::ALL.iter().zip(&chosen.decibels).map(ratio).collect();
             eprintln!("{:<20} {:<16} dB: {}", chosen.place, chosen.method.name(), ratios.join(", "));
         }
-        mixed.int8(encoder, &mixable, &read, equip)
+        mixed.int8(encoder, &mixable, &asked, equip)
     }
 }

@@ -236,12 +236,20 @@ impl Table {
     }
 }
 
-/// The blocks that an edited table raises. Columns may stand in any order; lines that are empty or begin with `#` are passed over.
+/// A line of an edited table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    number: usize,
+    layer: String,
+    precision: LayerPrecision,
+}
+
+/// Reads an edited table. Columns may stand in any order; lines that are empty or begin with `#` are passed over.
 ///
 /// # Errors
-/// If a column or a layer is missing, or a line names no layer, one that was named before, or a precision that it cannot have; the message names
-/// the line.
-pub fn read_table(text: &str, mixable: &Mixable<'_>, layers: &Table) -> Result<Vec<Place>> {
+/// If a column is missing, or a line has too few or too many fields, another precision than `int8` and `int14`, or a layer that was named before;
+/// the message names the line.
+pub fn read_table(text: &str) -> Result<Vec<Line>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let filled = |(_, line): &(usize, &str)| !line.trim().is_empty() && !line.starts_with('#');
     let mut lines = text.lines().enumerate().map(|(i, line)| (i + 1, line)).filter(filled);
@@ -252,36 +260,43 @@ pub fn read_table(text: &str, mixable: &Mixable<'_>, layers: &Table) -> Result<V
         at.with_context(|| format!("line {first}: there is no column {name}"))
     };
     let [layer_column, precision_column] = [column(NEEDED[0])?, column(NEEDED[1])?];
-    let mut seen: Vec<(String, usize)> = Vec::new();
-    let mut raised = Vec::new();
+    let mut read: Vec<Line> = Vec::new();
     for (number, line) in lines {
         let fields: Vec<&str> = line.split(',').map(str::trim).collect();
         ensure!(fields.len() == head.len(), "line {number}: has {} fields, {} expected", fields.len(), head.len());
-        let (layer, precision) = (fields[layer_column], fields[precision_column]);
-        let row = layers.rows.iter().find(|row| row.layer == layer);
-        let row = row.with_context(|| format!("line {number}: the model has no layer {layer:?}"))?;
-        if let Some((_, before)) = seen.iter().find(|(name, _)| name == layer) {
-            bail!("line {number}: {layer} stands in line {before} already");
+        let layer = fields[layer_column].to_owned();
+        if let Some(before) = read.iter().find(|line| line.layer == layer) {
+            bail!("line {number}: {layer} stands in line {} already", before.number);
         }
-        match precision {
-            "int8" => {}
-            "int14" => {
-                let place = mixable.raisable().into_iter().find(|place| layer == format!("{place} pointwise 2"));
-                raised.push(place.with_context(|| {
-                    format!("line {number}: {layer} can be int8 only: second pointwise layers can be raised")
-                })?);
-            }
+        let precision = match fields[precision_column] {
+            "int8" => LayerPrecision::Int8,
+            "int14" => LayerPrecision::Int14,
             "f16" => bail!(
                 "line {number}: {layer} cannot be f16 beside integers, which promise the same bits everywhere: the whole model can, with --precision f16"
             ),
-            other => {
-                let choices = if row.raisable { "int8 or int14" } else { "int8" };
-                bail!("line {number}: {layer} has precision {other:?}, it can be {choices}")
-            }
-        }
-        seen.push((layer.to_owned(), number));
+            other => bail!("line {number}: {layer} has precision {other:?}, expected int8 or int14"),
+        };
+        read.push(Line { number, layer, precision });
     }
-    match layers.rows.iter().find(|row| seen.iter().all(|(name, _)| *name != row.layer)) {
+    Ok(read)
+}
+
+/// The blocks that the lines of an edited table raise; `layers` are the model's.
+///
+/// # Errors
+/// If a layer has no line, or a line names no layer, or one that cannot be raised as one to be; the message names the line.
+pub fn raised_by(lines: &[Line], mixable: &Mixable<'_>, layers: &Table) -> Result<Vec<Place>> {
+    let mut raised = Vec::new();
+    for Line { number, layer, precision } in lines {
+        ensure!(layers.rows.iter().any(|row| row.layer == *layer), "line {number}: the model has no layer {layer:?}");
+        if *precision == LayerPrecision::Int14 {
+            let place = mixable.raisable().into_iter().find(|place| *layer == format!("{place} pointwise 2"));
+            raised.push(place.with_context(|| {
+                format!("line {number}: {layer} can be int8 only: second pointwise layers can be raised")
+            })?);
+        }
+    }
+    match layers.rows.iter().find(|row| lines.iter().all(|line| line.layer != row.layer)) {
         Some(row) => bail!("there is no line for {}", row.layer),
         None => Ok(raised),
     }

@@ -9,7 +9,9 @@ use nadir_formats::{AlignedBytes, Encoder, Tiles, write_atomic};
 use nadir_quantize::float;
 use nadir_quantize::inspect::thousands;
 use nadir_quantize::int8::Mixable;
-use nadir_quantize::mixed::{Closeness, Judge, Sensitivities, Table, choose, measure, read_table, runs};
+use nadir_quantize::mixed::{
+    Closeness, Judge, Line, Sensitivities, Table, choose, measure, raised_by, read_table, runs,
+};
 
 use crate::{print, progress, writable};
 
@@ -38,6 +40,12 @@ fn cosine(text: &str) -> Result<f64, String> {
         Ok(cosine) if (0.0..1.0).contains(&cosine) => Ok(cosine),
         _ => Err(format!("{text} is not a number from 0 to below 1")),
     }
+}
+
+/// The files that were named, read.
+pub struct Asked {
+    judge: Option<Tiles>,
+    table: Option<Vec<Line>>,
 }
 
 /// What may have been found out about the models that could be written.
@@ -71,30 +79,41 @@ impl Mixed {
         self.table_out.as_deref().map_or(Ok(()), writable)
     }
 
-    /// The model with the layers raised that were asked for; the table goes to standard output. `read` reads tiles, `equip` makes a file
-    /// what it is in the end.
+    /// Reads the files that are named, `tiles` those of tiles: before the work, so that it is not lost to a bad one.
+    pub fn read(&self, tiles: &dyn Fn(&Path) -> Result<Tiles>) -> Result<Asked> {
+        let table = |path: &PathBuf| {
+            let text = std::fs::read_to_string(path).map_err(anyhow::Error::from);
+            text.and_then(|text| read_table(&text)).with_context(|| path.display().to_string())
+        };
+        Ok(Asked {
+            judge: self.judge.as_deref().map(tiles).transpose()?,
+            table: self.table.as_ref().map(table).transpose()?,
+        })
+    }
+
+    /// The model with the layers raised that were asked for; the table goes to standard output. `equip` makes a file what it is in the end.
     pub fn int8(
         &self,
         encoder: &Encoder,
         mixable: &Mixable<'_>,
-        read: &dyn Fn(&Path) -> Result<Tiles>,
+        asked: &Asked,
         equip: &dyn Fn(&[u8]) -> Result<Vec<u8>>,
     ) -> Result<Vec<u8>> {
         let plain = mixable.file(&[])?;
         if !self.is_asked() {
             return Ok(plain);
         }
+        let raised = self.table_choice(asked, &plain, mixable)?;
         let f16 = float::convert(encoder, Precision::F16)?;
         let [int8_bytes, f16_bytes] = [equip(&plain)?.len() as u64, equip(&f16)?.len() as u64];
         if let Some(bound) = self.max_bytes.filter(|&bound| int8_bytes > bound) {
             let [bound, int8, f16] = [bound, int8_bytes, f16_bytes].map(thousands);
             bail!("--max-bytes: the int8 file has {int8} bytes, the f16 file {f16}: none has {bound} or fewer");
         }
-        let tiles = self.judge.as_deref().map(read).transpose()?;
-        let bar = progress(tiles.as_ref().map_or(0, |tiles| tiles.len() * runs(mixable)), "judge", "tiles");
+        let tiles = asked.judge.as_ref();
+        let bar = progress(tiles.map_or(0, |tiles| tiles.len() * runs(mixable)), "judge", "tiles");
         let done = || bar.inc(1);
-        let judge = tiles.as_ref().map(|tiles| Judge::new(encoder, tiles, &done)).transpose()?;
-        let raised = self.table_choice(&plain, mixable)?;
+        let judge = tiles.map(|tiles| Judge::new(encoder, tiles, &done)).transpose()?;
         let (raised, measured) = match &judge {
             None => (raised.unwrap_or_default(), None),
             Some(judge) => {
@@ -123,12 +142,11 @@ impl Mixed {
     }
 
     /// What the edited table raises, if there is one.
-    fn table_choice(&self, plain: &[u8], mixable: &Mixable<'_>) -> Result<Option<Vec<Place>>> {
-        let Some(path) = &self.table else { return Ok(None) };
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    fn table_choice(&self, asked: &Asked, plain: &[u8], mixable: &Mixable<'_>) -> Result<Option<Vec<Place>>> {
+        let (Some(path), Some(lines)) = (&self.table, &asked.table) else { return Ok(None) };
         let plain = AlignedBytes::copy_of(plain);
         let layers = Table::of(&Model::parse(&plain)?, mixable, None);
-        read_table(&text, mixable, &layers).map(Some).with_context(|| path.display().to_string())
+        raised_by(lines, mixable, &layers).map(Some).with_context(|| path.display().to_string())
     }
 }
 

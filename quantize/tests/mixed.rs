@@ -154,7 +154,7 @@ fn a_table_is_written_edited_and_fed_back() {
         &|t| t.replacen("stem depthwise,int8", "stem depthwise,f16", 1),
         &["line 3: stem depthwise cannot be f16 beside integers", "--precision f16"],
     );
-    bad(&|t| t.replacen(",int14,", ",int16,", 1), &["has precision \"int16\", it can be int8 or int14"]);
+    bad(&|t| t.replacen(",int14,", ",int16,", 1), &["has precision \"int16\", expected int8 or int14"]);
     bad(&|t| t.replacen("stem depthwise,int8,", "stem depthwise,", 1), &["line 3: has 6 fields, 7 expected"]);
     std::fs::write(bench.path("bad.csv"), [0xff, 0xfe]).unwrap();
     refused(&bench, &format!("{CONVERT} --table bad.csv --out no.nadir"), &["bad.csv"]);
