@@ -128,6 +128,7 @@ impl ModelCard {
     pub fn validate(&self) -> Result<(), String> {
         self.architecture.validate().map_err(|e| e.to_string())?;
         self.bands()?;
+        self.architecture.validate_bands(self.bands.len()).map_err(|e| e.to_string())?;
         for (what, text) in [("name", &self.name), ("embedding_space", &self.embedding_space)] {
             if text.is_empty() || text.len() > 32 {
                 return Err(format!("{what} {text:?} must have 1 to 32 bytes"));
@@ -261,9 +262,13 @@ pub fn expected_shapes(a: &Architecture, bands: usize) -> BTreeMap<String, Vec<u
         shapes.insert(format!("{name}.weight"), weight);
     };
     let (d0, k) = (a.dim(0), a.stem_stride());
-    pair("initial_conv.0".into(), vec![d0, bands, 3, 3]);
-    pair("initial_conv.1".into(), vec![d0]);
-    pair("stem.0".into(), vec![d0, 1, k, k]);
+    if a.is_patchify() {
+        pair("stem.0".into(), vec![d0, bands, k, k]);
+    } else {
+        pair("initial_conv.0".into(), vec![d0, bands, 3, 3]);
+        pair("initial_conv.1".into(), vec![d0]);
+        pair("stem.0".into(), vec![d0, 1, k, k]);
+    }
     pair("stem.1".into(), vec![d0]);
     for stage in 0..4 {
         let d = a.dim(stage);

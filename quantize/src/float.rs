@@ -17,9 +17,13 @@ pub fn convert(encoder: &Encoder, precision: Precision) -> Result<Vec<u8>> {
     ensure!(precision != Precision::Int8, "int8 models are made by nadir_quantize::int8");
     let architecture = &encoder.card.architecture;
     let mut sections = Sections { encoder, precision, sections: Vec::new() };
-    sections.dense("initial_conv.0")?;
-    sections.vectors("initial_conv.1", ["weight", "bias"]);
-    sections.depthwise("stem.0")?;
+    if architecture.is_patchify() {
+        sections.dense("stem.0")?;
+    } else {
+        sections.dense("initial_conv.0")?;
+        sections.vectors("initial_conv.1", ["weight", "bias"]);
+        sections.depthwise("stem.0")?;
+    }
     sections.vectors("stem.1", ["weight", "bias"]);
     for stage in 0..STAGES {
         if stage > 0 {

@@ -5,7 +5,8 @@ use anyhow::{Context, Result, ensure};
 use nadir::model::parity::{WORD_BYTES, parity_of};
 use nadir::model::{
     ALIGNMENT, Dtype, END_BYTES, ENTRY_BYTES, HEAD_CRC_BYTES, Header, KIND_PRODUCTS, KIND_TENSOR, MAGIC, Model,
-    PREFIX_BYTES, Place, Precision, Provenance, VERSION_MAJOR, VERSION_MAJOR_RAISED, crc32c, int8_layout,
+    PREFIX_BYTES, Place, Precision, Provenance, VERSION_MAJOR, VERSION_MAJOR_PATCHIFY,
+    VERSION_MAJOR_RAISED, crc32c, int8_layout,
 };
 use nadir::plan::regions::places;
 use nadir_formats::{AlignedBytes, ModelCard};
@@ -129,7 +130,11 @@ pub fn write_file(header: &Header<'_>, sections: &[Section], parity: bool) -> Re
 /// # Errors
 /// If the header does not encode.
 pub fn encode(header: &Header<'_>, sections: &[Section], parity: bool) -> Result<Vec<u8>> {
-    let major = if has_raised(header, sections) { VERSION_MAJOR_RAISED } else { VERSION_MAJOR };
+    let major = match header.architecture.is_patchify() {
+        true => VERSION_MAJOR_PATCHIFY,
+        false if has_raised(header, sections) => VERSION_MAJOR_RAISED,
+        false => VERSION_MAJOR,
+    };
     let header = postcard::to_stdvec(header).context("header")?;
     ensure!(header.len() <= nadir::model::MAX_HEADER, "header has {} bytes, too many", header.len());
     let mut out = Vec::new();

@@ -337,7 +337,10 @@ impl From<ModelError> for Failure {
             }
             ModelError::SelfTest { field, found, limit } => new(Status::ModelValue, field, found.into(), limit.into()),
             ModelError::Version { major, .. } => {
-                new(Status::ModelVersion, "major version", major.into(), crate::model::VERSION_MAJOR_RAISED.into())
+                new(Status::ModelVersion, "major version", major.into(), crate::model::VERSION_MAJOR_PATCHIFY.into())
+            }
+            ModelError::VersionContent { major } => {
+                new(Status::ModelVersion, "model of another kind than the version", major.into(), 0)
             }
             ModelError::Truncated { length, needed } => new(Status::ModelLength, "model", length as u64, needed),
             ModelError::TooLong { length, expected } => new(Status::ModelLength, "model", length as u64, expected),

@@ -14,7 +14,8 @@ pub const MAX_TILE_SIZE: usize = 256;
 /// Number of stages of every ConvNeXt V2 encoder.
 pub const STAGES: usize = 4;
 
-/// How the initial 3x3 convolution and the stem treat the border of the tile.
+/// Which stem an encoder has: one of the two geometries of MMEarth's (initial 3x3 convolution, LayerNorm, GELU, depthwise convolution,
+/// LayerNorm), or that of the original ConvNeXt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StemPadding {
@@ -22,9 +23,15 @@ pub enum StemPadding {
     Same,
     /// Initial convolution unpadded, stem padded by half its kernel: the geometry of MMEarth's released classifier.
     None,
+    /// No initial convolution: the stem is one convolution of all bands, unpadded, whose stride is its kernel, and LayerNorm. Meta's and
+    /// timm's ImageNet models have it with a kernel of 4.
+    Patchify,
 }
 
-/// The shape of a ConvNeXt V2 encoder with MMEarth's stem (initial 3x3 convolution, then a depthwise stem).
+/// The most inputs of an output of a patchify stem, kernel times kernel times bands: more could overflow 32-bit accumulators.
+pub const MAX_PATCHIFY_INPUTS: usize = 320;
+
+/// The shape of a ConvNeXt V2 encoder.
 ///
 /// The number of input channels is the number of bands, which the model carries by name beside this.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,7 +40,7 @@ pub struct Architecture {
     pub tile_size: u16,
     /// Side of an MP-MAE patch in pixels, 8, 16 or 32: the total stride of the encoder.
     pub patch_size: u8,
-    /// Border handling of the stem.
+    /// Which stem, and how it treats the border of the tile.
     pub stem_padding: StemPadding,
     /// Blocks in each stage.
     pub depths: [u8; STAGES],
@@ -94,6 +101,14 @@ pub enum ArchitectureError {
         /// Its value.
         value: f32,
     },
+    /// A patchify stem has more inputs than its accumulators bear.
+    #[error("a patchify stem of {kernel} x {kernel} pixels and {bands} bands has more than {MAX_PATCHIFY_INPUTS} inputs")]
+    PatchifyInputs {
+        /// Kernel of the stem.
+        kernel: usize,
+        /// Bands of the tiles.
+        bands: usize,
+    },
 }
 
 impl Architecture {
@@ -131,7 +146,28 @@ impl Architecture {
         Ok(())
     }
 
-    /// Kernel and stride of the depthwise stem: 1, 2 or 4.
+    /// Checks that a stem of this kind takes `bands` bands.
+    ///
+    /// # Errors
+    /// [`ArchitectureError::PatchifyInputs`].
+    pub fn validate_bands(&self, bands: usize) -> Result<(), ArchitectureError> {
+        match self.is_patchify() && self.patchify_inputs(bands) > MAX_PATCHIFY_INPUTS {
+            true => Err(ArchitectureError::PatchifyInputs { kernel: self.stem_stride(), bands }),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether the stem is one convolution of whole patches ([`StemPadding::Patchify`]).
+    pub const fn is_patchify(&self) -> bool {
+        matches!(self.stem_padding, StemPadding::Patchify)
+    }
+
+    /// Inputs of an output of a patchify stem with `bands` bands.
+    pub const fn patchify_inputs(&self, bands: usize) -> usize {
+        self.stem_stride() * self.stem_stride() * bands
+    }
+
+    /// Kernel and stride of the stem: 1, 2 or 4.
     pub const fn stem_stride(&self) -> usize {
         let stride = self.patch_size as usize / 8;
         // No patch that is allowed has fewer than 8 pixels; nobody divides by zero for one that is not.
@@ -142,21 +178,24 @@ impl Architecture {
     pub const fn initial_padding(&self) -> usize {
         match self.stem_padding {
             StemPadding::Same => 1,
-            StemPadding::None => 0,
+            StemPadding::None | StemPadding::Patchify => 0,
         }
     }
 
-    /// Padding of the depthwise stem: 0, or half its kernel.
+    /// Padding of the stem: 0, or half its kernel.
     pub const fn stem_pad(&self) -> usize {
         match self.stem_padding {
-            StemPadding::Same => 0,
+            StemPadding::Same | StemPadding::Patchify => 0,
             StemPadding::None => self.stem_stride() / 2,
         }
     }
 
-    /// Side of the map after the initial convolution.
+    /// Side of the map that the stem reads: that after the initial convolution, or the tile.
     pub const fn initial_grid(&self) -> usize {
-        self.tile_size as usize + 2 * self.initial_padding() - 2
+        match self.stem_padding {
+            StemPadding::Same | StemPadding::Patchify => self.tile_size as usize,
+            StemPadding::None => self.tile_size as usize - 2,
+        }
     }
 
     /// Side of the square map in each stage. Odd remainders of a stride-2 step are dropped.
@@ -190,7 +229,10 @@ impl Architecture {
     pub fn parameters(&self, bands: usize) -> u64 {
         let d0 = self.dim(0) as u64;
         let k = self.stem_stride() as u64;
-        let mut n = d0 * 9 * bands as u64 + d0 + 2 * d0 + d0 * k * k + d0 + 2 * d0;
+        let mut n = match self.stem_padding {
+            StemPadding::Patchify => d0 * self.patchify_inputs(bands) as u64 + d0 + 2 * d0,
+            _ => d0 * 9 * bands as u64 + d0 + 2 * d0 + d0 * k * k + d0 + 2 * d0,
+        };
         for stage in 0..STAGES {
             let d = self.dim(stage) as u64;
             n += u64::from(self.depths[stage]) * (d * 49 + d + 2 * d + (4 * d * d + 4 * d) + 8 * d + (4 * d * d + d));
@@ -208,7 +250,10 @@ impl Architecture {
         let d0 = self.dim(0) as u64;
         let initial = (self.initial_grid() * self.initial_grid()) as u64;
         let k = self.stem_stride() as u64;
-        let mut n = initial * 9 * bands as u64 * d0 + grids[0] * k * k * d0;
+        let mut n = match self.stem_padding {
+            StemPadding::Patchify => grids[0] * self.patchify_inputs(bands) as u64 * d0,
+            _ => initial * 9 * bands as u64 * d0 + grids[0] * k * k * d0,
+        };
         for stage in 0..STAGES {
             let d = self.dim(stage) as u64;
             n += u64::from(self.depths[stage]) * grids[stage] * (49 * d + 8 * d * d);
@@ -281,6 +326,17 @@ mod tests {
     }
 
     #[test]
+    fn counts_of_a_patchify_stem_are_those_of_imagenet_models() {
+        // Meta's and timm's models less their classifier of 1000 classes.
+        for (size, with_classifier) in [("atto", 3_708_400), ("femto", 5_233_240), ("tiny", 28_635_496)] {
+            let named = Architecture::named(size, 224, 32).unwrap();
+            let a = Architecture { stem_padding: StemPadding::Patchify, ..named };
+            assert_eq!(a.parameters(3), with_classifier - 1000 * (a.embedding_dimension() as u64 + 1), "{size}");
+            assert_eq!((a.grids(), a.validate()), ([56, 28, 14, 7], Ok(())));
+        }
+    }
+
+    #[test]
     fn grids_match_mmearth() {
         let grid = |tile_size, patch_size, stem_padding| {
             Architecture { stem_padding, ..Architecture::named("atto", tile_size, patch_size).unwrap() }.grids()
@@ -311,5 +367,9 @@ mod tests {
         assert!(Architecture { dims: [16, 0, 64, 128], ..good }.validate().is_err());
         assert!(Architecture { depths: [1, 1, 200, 1], ..good }.validate().is_err());
         assert!(Architecture { grn_eps: f32::NAN, ..good }.validate().is_err());
+        let patchify = Architecture { stem_padding: StemPadding::Patchify, patch_size: 32, ..good };
+        assert_eq!((good.validate_bands(32), patchify.validate_bands(20)), (Ok(()), Ok(())));
+        let error = ArchitectureError::PatchifyInputs { kernel: 4, bands: 21 };
+        assert_eq!(patchify.validate_bands(21), Err(error));
     }
 }

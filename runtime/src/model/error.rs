@@ -1,6 +1,6 @@
 //! Why bytes are not a model.
 
-use super::{ArchitectureError, Dtype, MAX_BANDS, SectionSpec, VERSION_MAJOR, VERSION_MAJOR_RAISED};
+use super::{ArchitectureError, Dtype, MAX_BANDS, SectionSpec, VERSION_MAJOR, VERSION_MAJOR_PATCHIFY};
 
 /// Why bytes are not a model. Each variant names the field, what was found and what was expected.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -21,12 +21,20 @@ pub enum ModelError {
     #[error("this is a .nadir file of a draft of the format: convert the model again from its .safetensors")]
     Draft,
     /// The file was written in another major version of the format.
-    #[error("model file version is {major}.{minor}, this runtime reads {VERSION_MAJOR}.x and {VERSION_MAJOR_RAISED}.x")]
+    #[error("model file version is {major}.{minor}, this runtime reads {VERSION_MAJOR}.x to {VERSION_MAJOR_PATCHIFY}.x")]
     Version {
         /// Major version found.
         major: u16,
         /// Minor version found.
         minor: u16,
+    },
+    /// The model is of another kind than the file's version is for.
+    #[error(
+        "model file version is {major}, and the model is none of those it is for: 3 has a patchify stem, 1 and 2 have none, and 2 is int8"
+    )]
+    VersionContent {
+        /// Major version found.
+        major: u16,
     },
     /// The file is shorter than it says.
     #[error("model is truncated: {length} bytes, {needed} needed")]

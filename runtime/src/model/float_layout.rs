@@ -9,7 +9,7 @@
 //! | depthwise weight (`c` channels, `t` taps) | `[panels, t, 16]` | channel `c`, tap `i`: `(c / 16 * t + i) * 16 + c % 16` |
 //! | everything else | `[channels]` | channel |
 //!
-//! Inputs of the initial 3x3 convolution are ordered `(row, column, band)`, those of a 2x2 downsampling `(row, column,
+//! Inputs of the initial 3x3 convolution and of a patchify stem are ordered `(row, column, band)`, those of a 2x2 downsampling `(row, column,
 //! channel)`, taps `(row, column)`. In an f16 model the weights of the convolutions are f16; biases, LayerNorm and GRN stay
 //! f32.
 
@@ -19,7 +19,10 @@ use super::{Architecture, Dtype, Place, STAGES, SectionSpec};
 pub const PANEL: usize = 16;
 
 /// Sections of the stem.
-pub const STEM_SECTIONS: usize = 8;
+pub const fn stem_sections(arch: &Architecture) -> usize {
+    if arch.is_patchify() { 4 } else { 8 }
+}
+
 /// Sections of a downsampling.
 pub const DOWNSAMPLE_SECTIONS: usize = 4;
 /// Sections of a block.
@@ -34,7 +37,7 @@ pub const fn panel_elements(outputs: usize, inputs: usize) -> usize {
 
 /// Index of the first section of the downsampling before `stage` (1 to 3), or of stage 0's first block.
 pub const fn stage_start(arch: &Architecture, stage: usize) -> usize {
-    let mut index = STEM_SECTIONS;
+    let mut index = stem_sections(arch);
     let mut before = 0;
     while before < stage {
         index += arch.depths[before] as usize * BLOCK_SECTIONS;
@@ -65,14 +68,14 @@ pub fn expected_section(arch: &Architecture, bands: usize, weights: Dtype, index
         elements: panel_elements(outputs, inputs),
     };
     let vector = |name, elements| SectionSpec { place: Place::Stem, name, dtype: Dtype::F32, elements };
-    if index < STEM_SECTIONS {
+    if index < stem_sections(arch) {
         let (d, k) = (arch.dim(0), arch.stem_stride());
-        return Some(match index {
+        return Some(match if arch.is_patchify() { index + 4 } else { index } {
             0 => weight("initial convolution weight", d, 9 * bands),
             1 => vector("initial convolution bias", d),
             2 => vector("initial norm weight", d),
             3 => vector("initial norm bias", d),
-            4 => weight("stem weight", d, k * k),
+            4 => weight("stem weight", d, if arch.is_patchify() { arch.patchify_inputs(bands) } else { k * k }),
             5 => vector("stem bias", d),
             6 => vector("stem norm weight", d),
             _ => vector("stem norm bias", d),

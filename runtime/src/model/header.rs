@@ -94,6 +94,7 @@ impl Header<'_> {
         if self.bands.is_empty() {
             return Err(ModelError::NoBand);
         }
+        self.architecture.validate_bands(self.bands.len())?;
         for (index, band) in self.bands.iter().enumerate() {
             if band.name.is_empty() || self.bands.iter().take(index).any(|b| b.name == band.name) {
                 return Err(ModelError::BandName { index });

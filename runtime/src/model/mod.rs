@@ -47,10 +47,12 @@ compile_error!("model files are larger than the address space of a 16-bit proces
 pub const MAGIC: [u8; 8] = *b"\x89NAD\r\n\x1a\n";
 /// First bytes of files in drafts of the format, which are refused.
 pub const MAGIC_DRAFT: [u8; 8] = *b"\x89NDR\r\n\x1a\n";
-/// Files of another major version than this and [`VERSION_MAJOR_RAISED`] are refused.
+/// Files of another major version than this, [`VERSION_MAJOR_RAISED`] and [`VERSION_MAJOR_PATCHIFY`] are refused.
 pub const VERSION_MAJOR: u16 = 1;
 /// Major version of int8 models with raised layers, whose inputs have 14 bits; in all else as [`VERSION_MAJOR`].
 pub const VERSION_MAJOR_RAISED: u16 = 2;
+/// Major version of models with a patchify stem, with or without raised layers; in all else as [`VERSION_MAJOR`].
+pub const VERSION_MAJOR_PATCHIFY: u16 = 3;
 /// A later minor version may append header fields and ancillary sections, which are ignored.
 pub const VERSION_MINOR: u16 = 1;
 /// Alignment of the file in memory, of the section table, and of each section in the file.
@@ -141,7 +143,7 @@ impl<'a> Model<'a> {
         self.header.model_version
     }
 
-    /// Major version of the format: [`VERSION_MAJOR`] or [`VERSION_MAJOR_RAISED`].
+    /// Major version of the format: [`VERSION_MAJOR`], [`VERSION_MAJOR_RAISED`] or [`VERSION_MAJOR_PATCHIFY`].
     pub fn version_major(&self) -> u16 {
         self.data.get(8..10).and_then(|bytes| bytes.first_chunk()).map_or(0, |b| u16::from_le_bytes(*b))
     }

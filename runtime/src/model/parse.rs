@@ -98,7 +98,7 @@ pub(crate) fn head(bytes: &[u8]) -> Result<Model<'_>, ModelError> {
         found => return Err(ModelError::Magic { found }),
     }
     let (major, minor) = (u16_at(prefix, 8), u16_at(prefix, 10));
-    if ![VERSION_MAJOR, VERSION_MAJOR_RAISED].contains(&major) {
+    if !(VERSION_MAJOR..=VERSION_MAJOR_PATCHIFY).contains(&major) {
         return Err(ModelError::Version { major, minor });
     }
     let file_bytes = u64_at(prefix, 24);
@@ -152,9 +152,14 @@ pub(crate) fn head(bytes: &[u8]) -> Result<Model<'_>, ModelError> {
         return Err(ModelError::HeaderTail(tail.len()));
     }
     header.validate()?;
-    // Only integers have layers that can be raised.
-    if major == VERSION_MAJOR_RAISED && header.precision != Precision::Int8 {
-        return Err(ModelError::Version { major, minor });
+    let patchify = header.architecture.is_patchify();
+    let fits = match major {
+        // Only integers have layers that can be raised.
+        VERSION_MAJOR_RAISED => !patchify && header.precision == Precision::Int8,
+        _ => patchify == (major == VERSION_MAJOR_PATCHIFY),
+    };
+    if !fits {
+        return Err(ModelError::VersionContent { major });
     }
 
     let mut model = Model { bytes, data, header, header_bytes, table, tensors: 0, tensor_range: first..first };
