@@ -17,6 +17,8 @@
 //! | aside | `(k + 2) t [b]` | | `[4d]` |
 //! | wide, only f16 | `16 n min(9 b, 256)` | `16 n min(4 d', 256)` | `16 n min(4 d, 256)` and the like |
 //!
+//! A patchify stem has a strip of `k k g [b]`, aside `t [b]`, and wide `16 n min(k k b, 256)`.
+//!
 //! The head writes into the caller's embedding and needs nothing but the map. All kernels read fastest if the arena begins
 //! at a multiple of 64 bytes.
 //!
@@ -87,6 +89,15 @@ impl FloatRegions {
     pub const fn stem(arch: &Architecture, bands: usize, half: bool) -> Self {
         let (grid, d, k, w) = (arch.grids()[0], padded(arch.dim(0)), arch.stem_stride(), arch.initial_grid());
         let side = arch.tile_size as usize + 2 * arch.initial_padding();
+        if arch.is_patchify() {
+            return Self {
+                map: product(grid, grid, d),
+                hidden: 0,
+                strip: product(k * k, grid, padded(bands)),
+                aside: product(1, side, padded(bands)),
+                wide: if half { wide_dense(arch.patchify_inputs(bands), d) } else { 0 },
+            };
+        }
         Self {
             map: product(grid, grid, d),
             hidden: 0,

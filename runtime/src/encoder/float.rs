@@ -120,6 +120,9 @@ struct Output<'a> {
     add: bool,
 }
 
+/// Pixels of the largest patch of a patchify stem.
+const MAX_PATCHIFY_TAPS: usize = 16;
+
 struct Engine<'m> {
     model: &'m Model<'m>,
     arch: &'m Architecture,
@@ -227,6 +230,9 @@ impl<'m> Engine<'m> {
     ///
     /// Rows of the tile stand in a ring, row `y` (counted with the padding) in slot `y % (k + 2)`, so that each is read once.
     fn stem(&self, tile: &Tile<'_>, arena: &mut [f32], cursor: Cursor) -> Option<Cursor> {
+        if self.arch.is_patchify() {
+            return self.patchify(tile, arena, cursor);
+        }
         let (arch, bands, y) = (self.arch, self.model.bands().len(), cursor.row);
         let Arena { map, strip, aside: ring, wide, .. } =
             Arena::split(arena, &FloatRegions::stem(arch, bands, self.half));
@@ -259,6 +265,34 @@ impl<'m> Engine<'m> {
             (self.kernels.stem)(&job, &mut map[panel * stride + y * grid * PANEL..][..grid * PANEL]);
         }
         self.norm(6, &mut map[y * grid * PANEL..], grid, stride);
+        (y + 1 < grid).then_some(cursor.at_row(y + 1))
+    }
+
+    /// One row of the map of stage 0 behind a patchify stem: a convolution of whole patches, normalised.
+    fn patchify(&self, tile: &Tile<'_>, arena: &mut [f32], cursor: Cursor) -> Option<Cursor> {
+        let (arch, bands, y) = (self.arch, self.model.bands().len(), cursor.row);
+        let Arena { map, strip: patches, aside: line, wide, .. } =
+            Arena::split(arena, &FloatRegions::stem(arch, bands, self.half));
+        let (grid, k, side) = (arch.grids()[0], arch.stem_stride(), usize::from(arch.tile_size));
+        // [tap, panel of bands, pixel, 16]
+        let tap_len = padded(bands) * grid;
+        for row in 0..k {
+            self.normalise(tile, y * k + row, line);
+            for (panel, line) in line.chunks_exact(side * PANEL).enumerate() {
+                for (x, value) in line.as_chunks::<PANEL>().0.iter().take(grid * k).enumerate() {
+                    let at = (row * k + x % k) * tap_len + (panel * grid + x / k) * PANEL;
+                    patches[at..at + PANEL].copy_from_slice(value);
+                }
+            }
+        }
+        let mut taps = [0; MAX_PATCHIFY_TAPS];
+        taps.iter_mut().enumerate().for_each(|(tap, start)| *start = tap * tap_len);
+        let input =
+            Input { values: patches, taps: &taps[..k * k], stride: grid * PANEL, channels: bands, pixels: grid };
+        let stride = grid * grid * PANEL;
+        let row = &mut map[y * grid * PANEL..];
+        self.dense(0, &input, Output { values: &mut *row, stride, add: false }, wide, |_, _| {});
+        self.norm(2, row, grid, stride);
         (y + 1 < grid).then_some(cursor.at_row(y + 1))
     }
 

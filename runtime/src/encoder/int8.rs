@@ -12,7 +12,7 @@ use crate::Tile;
 use crate::kernels::fixed::*;
 use crate::kernels::int8::{Area, Dense, FloatBand, Gelu, Int8Kernels, LOW_BITS, RING_ROWS, Rows, Table};
 use crate::model::int8_layout::{
-    Block, Downsample, Head, INPUT_FRACTION_BITS, NORM_BITS, POOL_BITS, RATIO_BITS, Stem, stored,
+    Block, Downsample, Head, INPUT_FRACTION_BITS, Input, NORM_BITS, POOL_BITS, Patchify, RATIO_BITS, Stem, stored,
 };
 use crate::model::{Architecture, Band, Model, Place, STAGES};
 use crate::plan::int8::{Int8Regions, Passes, StagePasses, Strips, downsample_strips, input_row, int8_arena_bytes};
@@ -124,8 +124,36 @@ impl<'m> Engine<'m> {
         }
     }
 
+    /// Sections 2 and 4.7: one row of the residual map of stage 0 behind a patchify stem.
+    fn patchify(&self, tile: &Tile<'_>, buffers: Buffers<'_>, y: usize) -> Result<(), EmbedError> {
+        let (arch, kernels, bands) = (self.arch(), self.kernels, self.model.bands());
+        let stem = Patchify::of(self.model);
+        let (layer, norm) = stem.layers(arch, bands.len());
+        let (k, grid, run) = (arch.stem_stride(), arch.grid(0), arch.stem_stride() * bands.len());
+        let patches = buffers.values;
+        patches.fill(0);
+        for row in 0..k {
+            self.input_row(tile, bands, &stem.input(), y * k + row, buffers.rows)?;
+            for (patch, run_of_row) in
+                patches.chunks_exact_mut(layer.inputs.max(1)).zip(buffers.rows.chunks_exact(run.max(1)))
+            {
+                part_mut(patch, row * run, run)?.copy_from_slice(run_of_row);
+            }
+        }
+        // A patch is read in three parts, as if they were of three rows.
+        let parts = [0, 1, 2].map(|i| patches.get(i * layer.inputs / 3..).unwrap_or_default());
+        let output = part_mut(buffers.map, y * grid * layer.outputs, grid * layer.outputs)?;
+        (kernels.initial)(parts, layer.inputs, &layer, output);
+        (kernels.layer_norm_i16)(output, &norm);
+        (kernels.affine)(output, stem.gain, stem.offset, stem.affine_shift);
+        Ok(())
+    }
+
     /// Sections 2 and 4: one row of the residual map of stage 0.
     fn stem(&self, tile: &Tile<'_>, buffers: Buffers<'_>, y: usize) -> Result<(), EmbedError> {
+        if self.arch().is_patchify() {
+            return self.patchify(tile, buffers, y);
+        }
         let (arch, kernels, bands) = (self.arch(), self.kernels, self.model.bands());
         let stem = Stem::of(self.model);
         let (channels, k, width) = (stored(arch.dim(0)), arch.stem_stride(), arch.initial_grid());
@@ -136,7 +164,7 @@ impl<'m> Engine<'m> {
         let fresh = if y == 0 { 0 } else { first + 2 };
         for row in fresh..first + slots {
             let to = part_mut(buffers.rows, row % slots * row_len, row_len)?;
-            self.input_row(tile, bands, &stem, row.wrapping_sub(arch.stem_pad() + arch.initial_padding()), to)?;
+            self.input_row(tile, bands, &stem.input(), row.wrapping_sub(arch.stem_pad() + arch.initial_padding()), to)?;
         }
         for (step, values) in buffers.values.chunks_exact_mut((width * channels).max(1)).enumerate() {
             let row = first + step;
@@ -164,7 +192,7 @@ impl<'m> Engine<'m> {
         &self,
         tile: &Tile<'_>,
         bands: &[Band],
-        stem: &Stem<'_>,
+        input: &Input<'_>,
         y: usize,
         row: &mut [i16],
     ) -> Result<(), EmbedError> {
@@ -175,13 +203,13 @@ impl<'m> Engine<'m> {
             return Ok(());
         }
         let padding = arch.initial_padding() * bands.len();
-        let scales = stem.input_multiplier.iter().zip(stem.input_offset);
+        let scales = input.multiplier.iter().zip(input.offset);
         for ((b, band), (&multiplier, &offset)) in bands.iter().enumerate().zip(scales) {
             let multiplier = i64::from(multiplier);
             // No stored integer equals a "no data" value that is none.
             let no_data = band.no_data.map_or(-1, |v| if v == libm::truncf(v) { v as i32 } else { -1 });
             let integer = |stored: u16| {
-                let value = i64::from(stored).wrapping_mul(multiplier).wrapping_add(offset) >> stem.input_shift;
+                let value = i64::from(stored).wrapping_mul(multiplier).wrapping_add(offset) >> input.shift;
                 let value = value.clamp(i64::from(i16::MIN), i64::from(i16::MAX)) as i16;
                 if i32::from(stored) == no_data { 0 } else { value }
             };

@@ -102,7 +102,9 @@ pub enum ArchitectureError {
         value: f32,
     },
     /// A patchify stem has more inputs than its accumulators bear.
-    #[error("a patchify stem of {kernel} x {kernel} pixels and {bands} bands has more than {MAX_PATCHIFY_INPUTS} inputs")]
+    #[error(
+        "a patchify stem of {kernel} x {kernel} pixels and {bands} bands has more than {MAX_PATCHIFY_INPUTS} inputs"
+    )]
     PatchifyInputs {
         /// Kernel of the stem.
         kernel: usize,

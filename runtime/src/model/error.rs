@@ -21,7 +21,9 @@ pub enum ModelError {
     #[error("this is a .nadir file of a draft of the format: convert the model again from its .safetensors")]
     Draft,
     /// The file was written in another major version of the format.
-    #[error("model file version is {major}.{minor}, this runtime reads {VERSION_MAJOR}.x to {VERSION_MAJOR_PATCHIFY}.x")]
+    #[error(
+        "model file version is {major}.{minor}, this runtime reads {VERSION_MAJOR}.x to {VERSION_MAJOR_PATCHIFY}.x"
+    )]
     Version {
         /// Major version found.
         major: u16,

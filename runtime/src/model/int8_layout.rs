@@ -6,7 +6,7 @@
 //! each number means is in `docs/integer-arithmetic.md`; the last section of each unit holds its scalar constants, whose
 //! ranges [`check`] asserts when a model is parsed.
 
-use super::{Architecture, Dtype, Model, ModelError, Place, STAGES, SectionSpec, VERSION_MAJOR_RAISED};
+use super::{Architecture, Dtype, Model, ModelError, Place, STAGES, SectionSpec, VERSION_MAJOR};
 use crate::kernels::fixed::LayerNorm;
 use crate::kernels::int8::{Dense, Depthwise, GROUP, LOW_BITS, Norm, PANEL, Table};
 
@@ -37,13 +37,26 @@ pub const fn initial_segment(bands: usize) -> usize {
     (3 * bands).next_multiple_of(GROUP)
 }
 
+/// Inputs that a patchify stem takes in its weights: rounded up so that a patch has three parts of whole groups, as
+/// [`Int8Kernels::initial`](crate::kernels::int8::Int8Kernels::initial) reads them.
+pub const fn patchify_inputs(arch: &Architecture, bands: usize) -> usize {
+    arch.patchify_inputs(bands).next_multiple_of(3 * GROUP)
+}
+
 /// Values of a per-output section of a dense layer: whole panels.
 pub const fn panels(outputs: usize) -> usize {
     outputs.next_multiple_of(PANEL)
 }
 
+/// Sections of MMEarth's stem.
+const STEM_SECTIONS: usize = 14;
+/// Sections of a patchify stem.
+const PATCHIFY_SECTIONS: usize = 8;
 /// Sections of the stem.
-pub const STEM_SECTIONS: usize = 14;
+pub const fn stem_sections(arch: &Architecture) -> usize {
+    if arch.is_patchify() { PATCHIFY_SECTIONS } else { STEM_SECTIONS }
+}
+
 /// Sections of a downsampling.
 pub const DOWNSAMPLE_SECTIONS: usize = 4;
 /// Sections of a block.
@@ -51,12 +64,13 @@ pub const BLOCK_SECTIONS: usize = 13;
 /// Sections of the head.
 pub const HEAD_SECTIONS: usize = 3;
 
-/// What the shift of a raised layer has in addition, in files of version 2.
+/// What the shift of a raised layer has in addition, in files of versions 2 and 3.
 pub const RAISED: i32 = 32;
 /// Largest shift of a raised layer: that of the lower parts of its inputs is [`LOW_BITS`] more, and at most 31.
 pub const MAX_RAISED_SHIFT: i32 = 31 - LOW_BITS as i32;
 
 const STEM_CONSTANTS: usize = 13;
+const PATCHIFY_CONSTANTS: usize = 7;
 const DOWNSAMPLE_CONSTANTS: usize = 5;
 const BLOCK_CONSTANTS: usize = 10;
 const HEAD_CONSTANTS: usize = 4;
@@ -65,7 +79,7 @@ const HEAD_CONSTANTS: usize = 4;
 pub fn start(arch: &Architecture, place: Place) -> usize {
     let stage_start = |stage: usize| {
         let blocks: usize = arch.depths.iter().take(stage).map(|&d| usize::from(d)).sum();
-        STEM_SECTIONS + blocks * BLOCK_SECTIONS + stage.saturating_sub(1) * DOWNSAMPLE_SECTIONS
+        stem_sections(arch) + blocks * BLOCK_SECTIONS + stage.saturating_sub(1) * DOWNSAMPLE_SECTIONS
     };
     match place {
         Place::Stem => 0,
@@ -86,7 +100,7 @@ fn places(arch: &Architecture) -> impl Iterator<Item = (Place, usize)> + '_ {
         let blocks = 0..arch.depth(stage.into()) as u8;
         down.into_iter().chain(blocks.map(move |block| (Place::Block { stage, block }, BLOCK_SECTIONS)))
     });
-    [(Place::Stem, STEM_SECTIONS)].into_iter().chain(stages).chain([(Place::Head, HEAD_SECTIONS)])
+    [(Place::Stem, stem_sections(arch))].into_iter().chain(stages).chain([(Place::Head, HEAD_SECTIONS)])
 }
 
 /// What section `index` must be, or `None` past the last.
@@ -98,6 +112,7 @@ pub fn expected_section(arch: &Architecture, bands: usize, index: usize) -> Opti
         (index < first).then_some((place, within))
     })?;
     let (name, dtype, elements) = match place {
+        Place::Stem if arch.is_patchify() => patchify_section(arch, bands, within),
         Place::Stem => stem_section(arch, bands, within),
         Place::Downsample { stage } => downsample_section(arch, stage.into(), within),
         Place::Block { stage, .. } => block_section(arch.dim(stage.into()), within),
@@ -125,6 +140,20 @@ fn stem_section(arch: &Architecture, bands: usize, index: usize) -> Section {
         11 => ("stem norm gain", Dtype::I32, d),
         12 => ("stem norm offset", Dtype::I32, d),
         _ => ("constants", Dtype::I32, STEM_CONSTANTS),
+    }
+}
+
+fn patchify_section(arch: &Architecture, bands: usize, index: usize) -> Section {
+    let d = stored(arch.dim(0));
+    match index {
+        0 => ("input multiplier", Dtype::I32, bands),
+        1 => ("input offset", Dtype::I64, bands),
+        2 => ("stem weight", Dtype::I8, panels(d) * patchify_inputs(arch, bands)),
+        3 => ("stem bias", Dtype::I32, panels(d)),
+        4 => ("stem multiplier", Dtype::I16, panels(d)),
+        5 => ("stem norm gain", Dtype::I32, d),
+        6 => ("stem norm offset", Dtype::I32, d),
+        _ => ("constants", Dtype::I32, PATCHIFY_CONSTANTS),
     }
 }
 
@@ -177,7 +206,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// The constants of section `index`.
     fn new(model: &Model<'a>, index: usize) -> Self {
-        Self { values: model.section(index), next: 0, bad: None, raises: model.version_major() == VERSION_MAJOR_RAISED }
+        Self { values: model.section(index), next: 0, bad: None, raises: model.version_major() > VERSION_MAJOR }
     }
 
     /// The next constant, pulled into `min..=max`.
@@ -225,6 +254,7 @@ pub fn check(model: &Model<'_>) -> Result<(), ModelError> {
         let index = start(arch, place) + sections - 1;
         let mut reader = Reader::new(model, index);
         match place {
+            Place::Stem if arch.is_patchify() => drop(PatchifyConstants::read(&mut reader)),
             Place::Stem => drop(StemConstants::read(&mut reader)),
             Place::Downsample { .. } => drop(DownsampleConstants::read(&mut reader)),
             Place::Block { .. } => drop(BlockConstants::read(&mut reader)),
@@ -283,6 +313,24 @@ macro_rules! unit {
             }
         }
     };
+}
+
+unit! {
+    /// Input and a patchify stem.
+    Patchify, PatchifyConstants {
+        input_multiplier: i32 = 0,
+        input_offset: i64 = 1,
+        weight: i8 = 2,
+        bias: i32 = 3,
+        multiplier: i16 = 4,
+        gain: i32 = 5,
+        offset: i32 = 6,
+    }; {
+        input_shift: u32 = |r| r.wide_shift(),
+        shift: u32 = |r| r.shift(),
+        norm: LayerNorm = |r| r.layer_norm(),
+        affine_shift: u32 = |r| r.shift(),
+    }
 }
 
 unit! {
@@ -364,7 +412,48 @@ fn norm(constants: LayerNorm, channels: usize) -> Norm {
     Norm { constants, count: channels as u32, channels: stored(channels) }
 }
 
+/// How stored integers enter the network.
+#[derive(Clone, Copy)]
+pub(crate) struct Input<'a> {
+    /// A value for each band.
+    pub multiplier: &'a [i32],
+    /// A value for each band.
+    pub offset: &'a [i64],
+    /// Of the product.
+    pub shift: u32,
+}
+
+impl<'a> Patchify<'a> {
+    /// The input.
+    pub(crate) fn input(&self) -> Input<'a> {
+        Input { multiplier: self.input_multiplier, offset: self.input_offset, shift: self.input_shift }
+    }
+
+    /// The convolution of whole patches, and the LayerNorm.
+    pub(crate) fn layers(&self, arch: &Architecture, bands: usize) -> (Dense<'a>, Norm) {
+        let layer = Dense {
+            weight: self.weight,
+            bias: self.bias,
+            multiplier: self.multiplier,
+            shift: self.shift,
+            inputs: patchify_inputs(arch, bands),
+            outputs: stored(arch.dim(0)),
+        };
+        (layer, norm(self.norm, arch.dim(0)))
+    }
+
+    /// The stem of an int8 model.
+    pub(crate) fn of(model: &Model<'a>) -> Self {
+        Self::at(model, start(model.architecture(), Place::Stem), PATCHIFY_SECTIONS)
+    }
+}
+
 impl<'a> Stem<'a> {
+    /// The input.
+    pub(crate) fn input(&self) -> Input<'a> {
+        Input { multiplier: self.input_multiplier, offset: self.input_offset, shift: self.input_shift }
+    }
+
     /// The initial convolution.
     pub(crate) fn initial(&self, arch: &Architecture, bands: usize) -> Dense<'a> {
         Dense {
@@ -476,18 +565,21 @@ impl<'a> Head<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::StemPadding;
 
     #[test]
     fn starts_agree_with_the_order() {
-        let arch = Architecture::named("atto", 64, 16).unwrap();
-        let mut index = 0;
-        for (place, sections) in places(&arch) {
-            assert_eq!(start(&arch, place), index);
-            for within in 0..sections {
-                assert_eq!(expected_section(&arch, 12, index + within).unwrap().place, place);
+        for stem_padding in [StemPadding::Same, StemPadding::Patchify] {
+            let arch = Architecture { stem_padding, ..Architecture::named("atto", 64, 16).unwrap() };
+            let mut index = 0;
+            for (place, sections) in places(&arch) {
+                assert_eq!(start(&arch, place), index);
+                for within in 0..sections {
+                    assert_eq!(expected_section(&arch, 12, index + within).unwrap().place, place);
+                }
+                index += sections;
             }
-            index += sections;
+            assert_eq!(expected_section(&arch, 12, index), None);
         }
-        assert_eq!(expected_section(&arch, 12, index), None);
     }
 }

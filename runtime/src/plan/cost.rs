@@ -11,7 +11,7 @@ use super::int8::{Passes, StagePasses, Strips, downsample_strips, input_row};
 use super::regions::places;
 use super::strip_rows;
 use crate::kernels::int8::{Area, DEPTHWISE_SIDE};
-use crate::model::int8_layout::{TABLE, initial_segment, panels, stored};
+use crate::model::int8_layout::{TABLE, initial_segment, panels, patchify_inputs, stored};
 use crate::model::{Architecture, Model, Place, Precision};
 
 /// What a piece of work costs.
@@ -137,6 +137,14 @@ fn window(area: &Area, grid: usize) -> usize {
 
 fn int8(arch: &Architecture, bands: usize, passes: StagePasses, place: Place, pass: u8, raised: bool) -> StepKind {
     match place {
+        Place::Stem if arch.is_patchify() => {
+            let (d, grid, inputs) = (stored(arch.dim(0)), arch.grids()[0], patchify_inputs(arch, bands));
+            let weights = panels(d) * (inputs + PER_OUTPUT) + 2 * size_of::<i32>() * d;
+            // Rows of the input, gathered into patches; the convolution and two operations in place.
+            let activations = 2 * (2 * arch.stem_stride() * input_row(arch, bands) + 2 * grid * inputs + 5 * grid * d);
+            let strips = Strips { grid, rows: 1, columns: grid };
+            sum(place, pass, Passes::One, strips, |_| cost(product([grid, inputs, d]), weights, activations))
+        }
         Place::Stem => {
             let (d, k, width, grid) = (stored(arch.dim(0)), arch.stem_stride(), arch.initial_grid(), arch.grids()[0]);
             let (inputs, row) = (3 * initial_segment(bands), input_row(arch, bands));
@@ -203,6 +211,13 @@ fn float(arch: &Architecture, bands: usize, weight: usize, place: Place, pass: u
     const F32: usize = size_of::<f32>();
     let whole_rows = |grid: usize| Strips { grid, rows: strip_rows(grid), columns: grid };
     match place {
+        Place::Stem if arch.is_patchify() => {
+            let (d, grid, inputs) = (arch.dim(0), arch.grids()[0], arch.patchify_inputs(bands));
+            let weights = d * (inputs * weight + 3 * F32);
+            let strips = Strips { grid, rows: 1, columns: grid };
+            let activations = F32 * grid * (3 * inputs + 3 * d);
+            sum(place, pass, Passes::One, strips, |_| cost(product([grid, inputs, d]), weights, activations))
+        }
         Place::Stem => {
             let (d, k, width, grid) = (arch.dim(0), arch.stem_stride(), arch.initial_grid(), arch.grids()[0]);
             let macs = product([k * width, 9 * bands, d]) + product([grid * k, k, d]);
@@ -245,23 +260,25 @@ fn float(arch: &Architecture, bands: usize, weight: usize, place: Place, pass: u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::STAGES;
+    use crate::model::{STAGES, StemPadding};
     use crate::plan::int8::recomputed;
     use Passes::{One, Two};
 
     #[test]
     fn multiply_adds_are_those_of_the_architecture() {
-        for (size, tile, patch) in [("yocto", 64, 16), ("zepto", 64, 16), ("atto", 56, 8)] {
-            let arch = Architecture::named(size, tile, patch).unwrap();
+        let same = [("yocto", 64, 16), ("zepto", 64, 16), ("atto", 56, 8)]
+            .map(|(size, tile, patch)| Architecture::named(size, tile, patch).unwrap());
+        let patchify = Architecture { stem_padding: StemPadding::Patchify, patch_size: 32, ..same[0] };
+        for arch in same.into_iter().chain([patchify]) {
             // Stored channels are the architecture's, and 12 bands fill their inputs.
             for precision in [Precision::Int8, Precision::F16, Precision::F32] {
-                assert_eq!(total(&arch, 12, precision, [One; STAGES]).macs, arch.macs(12), "{size} {precision:?}");
+                assert_eq!(total(&arch, 12, precision, [One; STAGES]).macs, arch.macs(12), "{arch:?} {precision:?}");
             }
             for stage in 0..STAGES {
                 let mut passes = [One; STAGES];
                 passes[stage] = Two;
                 let two = total(&arch, 12, Precision::Int8, passes).macs;
-                assert_eq!(two, arch.macs(12) + recomputed(&arch, stage), "{size}");
+                assert_eq!(two, arch.macs(12) + recomputed(&arch, stage), "{arch:?}");
             }
         }
     }

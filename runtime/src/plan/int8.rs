@@ -19,14 +19,14 @@
 //! | squares, u64 | | | `4d` |
 //! | multipliers, i16 | | | `4d` |
 //!
-//! The head needs `d` of i32.
+//! The head needs `d` of i32. A patchify stem needs less than the other: rows `t b + 4`, values `g p`, with the `p` inputs of a patch.
 //!
 //! A raised layer needs no more: the lower halves of its inputs stand in `values`, of as many pixels at a time as fit, once the depthwise
 //! convolution's results there are used up.
 
 use crate::encoder::ARENA_ALIGNMENT;
 use crate::kernels::int8::{GROUP, MAX_STRIP, RING_ROWS};
-use crate::model::int8_layout::{panels, stored};
+use crate::model::int8_layout::{panels, patchify_inputs, stored};
 use crate::model::{Architecture, STAGES};
 
 /// How a stage computes its hidden maps.
@@ -125,12 +125,11 @@ impl Int8Regions {
     /// Input, initial convolution and stem.
     pub const fn stem(arch: &Architecture, bands: usize) -> Self {
         let (grid, d, k) = (arch.grids()[0], stored(arch.dim(0)), arch.stem_stride());
-        Self {
-            map: grid * grid * d,
-            rows: (k + 2) * input_row(arch, bands),
-            values: k * arch.initial_grid() * d,
-            ..NOTHING
+        let map = grid * grid * d;
+        if arch.is_patchify() {
+            return Self { map, rows: input_row(arch, bands), values: grid * patchify_inputs(arch, bands), ..NOTHING };
         }
+        Self { map, rows: (k + 2) * input_row(arch, bands), values: k * arch.initial_grid() * d, ..NOTHING }
     }
 
     /// The downsampling before `stage`, 1 to 3.
