@@ -47,9 +47,13 @@ impl CandleEncoder {
         let values = normalised(tile, &self.bands, arch.tile_size);
         let mut maps = Vec::new();
         let mut x = Tensor::from_vec(values, (1, self.bands.len(), side, side), &Device::Cpu)?;
-        x = self.convolution(&x, "initial_conv.0", 1, arch.initial_padding(), 1)?;
-        x = self.norm(&x, "initial_conv.1")?.gelu_erf()?;
-        x = self.convolution(&x, "stem.0", arch.stem_stride(), arch.stem_pad(), arch.dim(0))?;
+        if arch.is_patchify() {
+            x = self.convolution(&x, "stem.0", arch.stem_stride(), 0, 1)?;
+        } else {
+            x = self.convolution(&x, "initial_conv.0", 1, arch.initial_padding(), 1)?;
+            x = self.norm(&x, "initial_conv.1")?.gelu_erf()?;
+            x = self.convolution(&x, "stem.0", arch.stem_stride(), arch.stem_pad(), arch.dim(0))?;
+        }
         x = self.norm(&x, "stem.1")?;
         maps.push(map(Place::Stem, &x)?);
         for stage in 0..STAGES {

@@ -1,4 +1,4 @@
-//! Hashes of every map of four int8 models on 64 tiles, against which any set of kernels can be held on any processor.
+//! Hashes of every map of five int8 models on 64 tiles, against which any set of kernels can be held on any processor.
 //!
 //! `tests/conformance/kernels.csv` is the table; `docs/integer-arithmetic.md`, section 9, says what is hashed. The models:
 //!
@@ -7,6 +7,7 @@
 //! | `yocto`, `zepto` | `models/*-rgb-int8.nadir` | of `samples/eurosat-rgb` every sixth, 64 x 64 pixels, 3 bands |
 //! | `raised` | `yocto` with the second pointwise layer of every block [raised](raise) | as `yocto` |
 //! | `atto` | [`random_int8_model`], patch 8 | of `samples/eurosat-ms` all, their inner 56 x 56 pixels of 12 bands, then mirrored |
+//! | `patchify` | [`random_int8_model`] of yocto's size, patch 32, patchify stem | of `samples/eurosat-ms` all, B4, B3 and B2, then mirrored |
 //!
 //! The table names the CRC of each model: other models need another table (`quantize verify-kernels --update`).
 
@@ -16,7 +17,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use nadir::encoder::{Encoder, Run, Step};
-use nadir::model::{Architecture, Model, Place};
+use nadir::model::{Architecture, Model, Place, StemPadding};
 use nadir::plan::regions::places;
 use nadir_formats::{AlignedBytes, Pixels, Tiles};
 use rayon::prelude::*;
@@ -25,7 +26,7 @@ use sha2::{Digest, Sha256};
 use crate::testing::{raise, random_int8_model};
 
 /// Models of the table.
-pub const MODELS: [&str; 4] = ["yocto", "zepto", "atto", "raised"];
+pub const MODELS: [&str; 5] = ["yocto", "zepto", "atto", "raised", "patchify"];
 /// Tiles of each.
 pub const TILES: usize = 64;
 /// Tiles of the table's other column, for machines that are slow or emulated.
@@ -51,8 +52,15 @@ impl Case {
     /// # Errors
     /// If a file is missing or is not what it should be.
     pub fn load(root: &Path, name: &'static str) -> Result<Self> {
-        if name == "atto" {
-            return Self::atto(root);
+        match name {
+            // As MMEarth's models: all bands but the cirrus band.
+            "atto" => return Self::random(root, name, Architecture::named(name, 56, 8), 3, |band| band != "B10"),
+            "patchify" => {
+                let yocto = Architecture::named("yocto", 64, 32);
+                let architecture = yocto.map(|a| Architecture { stem_padding: StemPadding::Patchify, ..a });
+                return Self::random(root, name, architecture, 4, |band| ["B4", "B3", "B2"].contains(&band));
+            }
+            _ => {}
         }
         let path = root.join(format!("models/{}-rgb-int8.nadir", if name == "raised" { "yocto" } else { name }));
         let mut file = AlignedBytes::read(&path)?;
@@ -67,32 +75,39 @@ impl Case {
         Ok(Self { name, file, tiles: all.pick(&picked) })
     }
 
-    fn atto(root: &Path) -> Result<Self> {
-        const SIDE: usize = 56;
+    /// A random model, and the inner pixels of multispectral tiles.
+    fn random(
+        root: &Path,
+        name: &'static str,
+        architecture: Option<Architecture>,
+        seed: u64,
+        takes: fn(&str) -> bool,
+    ) -> Result<Self> {
+        let architecture = architecture.context("a named size")?;
+        let side = usize::from(architecture.tile_size);
         let folder = root.join("samples/eurosat-ms");
         let names = std::fs::read_to_string(folder.join("bands.txt")).context("samples/eurosat-ms/bands.txt")?;
         let present: Vec<&str> = names.trim().split(',').collect();
-        // As MMEarth's models: all bands but the cirrus band.
-        let wanted: Vec<&str> = present.iter().copied().filter(|&band| band != "B10").collect();
+        let wanted: Vec<&str> = present.iter().copied().filter(|band| takes(band)).collect();
         let all = Tiles::read(&folder.join("tiles.npy"))?.select_bands(&present, &wanted)?;
         let [count, bands, height, width] = all.shape;
         let Pixels::U16(pixels) = &all.pixels else { bail!("samples/eurosat-ms/tiles.npy does not hold u16") };
-        ensure!(count > 0 && height >= SIDE && width >= SIDE, "samples/eurosat-ms/tiles.npy: {:?}", all.shape);
-        let (top, left) = ((height - SIDE) / 2, (width - SIDE) / 2);
-        let mut cut = Vec::with_capacity(TILES * bands * SIDE * SIDE);
+        ensure!(count > 0 && height >= side && width >= side, "samples/eurosat-ms/tiles.npy: {:?}", all.shape);
+        let (top, left) = ((height - side) / 2, (width - side) / 2);
+        let mut cut = Vec::with_capacity(TILES * bands * side * side);
         for tile in 0..TILES {
             let mirrored = tile / count % 4;
-            let turn = |i: usize, flip: bool| if flip { SIDE - 1 - i } else { i };
+            let turn = |i: usize, flip: bool| if flip { side - 1 - i } else { i };
             for band in 0..bands {
-                for (y, x) in (0..SIDE * SIDE).map(|i| (i / SIDE, i % SIDE)) {
+                for (y, x) in (0..side * side).map(|i| (i / side, i % side)) {
                     let (y, x) = (top + turn(y, mirrored & 2 != 0), left + turn(x, mirrored & 1 != 0));
                     cut.push(pixels[((tile % count * bands + band) * height + y) * width + x]);
                 }
             }
         }
-        let architecture = Architecture::named("atto", SIDE as u16, 8).context("a named size")?;
-        let file = AlignedBytes::copy_of(&random_int8_model("conformance-atto", architecture, &wanted, 3));
-        Ok(Self { name: "atto", file, tiles: Tiles { shape: [TILES, bands, SIDE, SIDE], pixels: Pixels::U16(cut) } })
+        let file = random_int8_model(&format!("conformance-{name}"), architecture, &wanted, seed);
+        let tiles = Tiles { shape: [TILES, bands, side, side], pixels: Pixels::U16(cut) };
+        Ok(Self { name, file: AlignedBytes::copy_of(&file), tiles })
     }
 
     /// The bytes of the model file.

@@ -135,14 +135,32 @@ impl<'m> Integers<'m> {
         let get = |name| self.get("stem", name);
         let (arch, constants) = (self.model.architecture(), get("constants"));
         let (k, d) = (isize::from(arch.patch_size) / 8, usize::from(arch.dims[0]));
-        let (first, second) = match arch.stem_padding {
-            StemPadding::Same => (1, 0),
-            StemPadding::None => (0, k / 2),
-        };
-        let side = input.side + 2 * first as usize - 2;
         let affine = |z: Vec<Int>, gain: &[Int], offset: &[Int], shift: Int| -> Vec<Int> {
             z.iter().enumerate().map(|(c, z)| wrap(z * gain[c] + offset[c]) >> shift).collect()
         };
+        let residual = |stem: &Map, norm: &[Int], shift: Int| {
+            stem.map(|y| {
+                let z = self.saturate(layer_norm(y, d, norm), sat14);
+                self.saturate(affine(z, get("stem norm gain"), get("stem norm offset"), shift), sat16)
+            })
+        };
+        let (first, second) = match arch.stem_padding {
+            StemPadding::Same => (1, 0),
+            StemPadding::None => (0, k / 2),
+            StemPadding::Patchify => {
+                let stem = Map::new(input.side / k as usize, stored(d), |y, x| {
+                    let mut patch = input.window(y * k, x * k, k);
+                    patch.resize(patch.len().div_ceil(12) * 12, 0);
+                    let acc = dense(&patch, self.weight("stem", "stem weight"), get("stem bias"), stored(d));
+                    self.scaled(&acc, get("stem multiplier"), constants[1])
+                });
+                self.show(watcher, Tap::StemConvolution, d, &stem);
+                let residual = residual(&stem, &constants[2..6], constants[6]);
+                self.show(watcher, Tap::StemNorm, d, &residual);
+                return residual;
+            }
+        };
+        let side = input.side + 2 * first as usize - 2;
         let initial = Map::new(side, stored(d), |y, x| {
             let window = input.window(y - first, x - first, 3);
             // Each row of the window is filled up to a multiple of four; what stands there meets weights of any value, so that the
@@ -172,11 +190,7 @@ impl<'m> Integers<'m> {
             self.scaled(&acc, get("stem multiplier"), constants[7])
         });
         self.show(watcher, Tap::StemConvolution, d, &stem);
-        let residual = stem.map(|y| {
-            let z = self.saturate(layer_norm(y, d, &constants[8..12]), sat14);
-            let values = affine(z, get("stem norm gain"), get("stem norm offset"), constants[12]);
-            self.saturate(values, sat16)
-        });
+        let residual = residual(&stem, &constants[8..12], constants[12]);
         self.show(watcher, Tap::StemNorm, d, &residual);
         residual
     }

@@ -19,7 +19,7 @@ pub enum Tap {
     InitialConvolution,
     /// The same after LayerNorm and GELU.
     InitialActivation,
-    /// Depthwise stem convolution, before its LayerNorm.
+    /// Depthwise stem convolution, or that of a patchify stem, before its LayerNorm.
     StemConvolution,
     /// After the stem's LayerNorm: the map that enters stage 0.
     StemNorm,
@@ -164,13 +164,18 @@ impl Reference {
         let input = self.normalised(tile);
         show(observer, Tap::Input, &input);
 
-        let mut x = self.convolution(&input, "initial_conv.0", arch.dim(0), 3, 1, arch.initial_padding());
-        show(observer, Tap::InitialConvolution, &x);
-        x = self.norm(x, "initial_conv.1", |_| {});
-        x.data.iter_mut().for_each(|v| *v = gelu(*v));
-        show(observer, Tap::InitialActivation, &x);
         let stride = arch.stem_stride();
-        x = self.depthwise(&x, "stem.0", stride, stride, arch.stem_pad());
+        let mut x;
+        if arch.is_patchify() {
+            x = self.convolution(&input, "stem.0", arch.dim(0), stride, stride, 0);
+        } else {
+            x = self.convolution(&input, "initial_conv.0", arch.dim(0), 3, 1, arch.initial_padding());
+            show(observer, Tap::InitialConvolution, &x);
+            x = self.norm(x, "initial_conv.1", |_| {});
+            x.data.iter_mut().for_each(|v| *v = gelu(*v));
+            show(observer, Tap::InitialActivation, &x);
+            x = self.depthwise(&x, "stem.0", stride, stride, arch.stem_pad());
+        }
         show(observer, Tap::StemConvolution, &x);
         x = self.norm(x, "stem.1", |_| {});
         show(observer, Tap::StemNorm, &x);

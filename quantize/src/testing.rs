@@ -197,6 +197,7 @@ fn usual(inputs: usize, input: i64, target: i64) -> (i64, i32) {
 fn layer(place: Place, name: &str, arch: &Architecture, bands: usize) -> (i64, i32) {
     let dim = |stage: u8| arch.dim(stage.into());
     match place {
+        Place::Stem if arch.is_patchify() => usual(arch.patchify_inputs(bands), 2048, 4096),
         Place::Stem if name.starts_with("initial") => usual(9 * bands, 2048, 4096),
         Place::Stem => usual(arch.stem_stride().pow(2), 1000, 4096),
         Place::Downsample { stage } => usual(4 * dim(stage - 1), SPREAD, 2000),
@@ -257,6 +258,13 @@ fn constants(place: Place, arch: &Architecture, bands: usize) -> Vec<i64> {
         Place::Stem => {
             let norm = norm_constants(arch.dim(0), STEM_NORM_FRACTION_BITS);
             let [first, second] = AFFINE_SHIFTS;
+            if arch.is_patchify() {
+                return [&[INPUT_SHIFT, shift("stem")][..], &norm, &[second]]
+                    .concat()
+                    .into_iter()
+                    .map(i64::from)
+                    .collect();
+            }
             [&[INPUT_SHIFT, shift("initial")][..], &norm, &[first, shift("stem")], &norm, &[second]].concat()
         }
         Place::Downsample { stage } => {
@@ -276,14 +284,24 @@ fn constants(place: Place, arch: &Architecture, bands: usize) -> Vec<i64> {
 mod tests {
     use super::*;
     use nadir::encoder::Encoder as Engine;
+    use nadir::model::StemPadding;
 
     /// No map of a random integer model is saturated or dead, so that its hashes tell wrong kernels from right ones.
     #[test]
     fn random_integer_models_are_alive() {
-        let architecture = Architecture::named("atto", 56, 8).unwrap();
+        for architecture in [
+            Architecture::named("atto", 56, 8).unwrap(),
+            Architecture { stem_padding: StemPadding::Patchify, ..Architecture::named("atto", 128, 32).unwrap() },
+        ] {
+            alive(architecture);
+        }
+    }
+
+    fn alive(architecture: Architecture) {
+        let side = architecture.tile_size.into();
         let file = AlignedBytes::copy_of(&random_int8_model("random", architecture, &["B2", "B3", "B4"], 1));
         let model = Model::parse(&file).unwrap();
-        let Pixels::U8(bytes) = random_tiles(1, 3, 56, 1).pixels else { unreachable!("tiles of bytes") };
+        let Pixels::U8(bytes) = random_tiles(1, 3, side, 1).pixels else { unreachable!("tiles of bytes") };
         let pixels: Vec<u16> = bytes.iter().map(|&v| 20 * u16::from(v)).collect();
         let engine = Engine::new(&model);
         let mut arena = AlignedBytes::zeroed(engine.arena_bytes());

@@ -5,8 +5,8 @@ use anyhow::{Context, Result, ensure};
 use nadir::model::parity::{WORD_BYTES, parity_of};
 use nadir::model::{
     ALIGNMENT, Dtype, END_BYTES, ENTRY_BYTES, HEAD_CRC_BYTES, Header, KIND_PRODUCTS, KIND_TENSOR, MAGIC, Model,
-    PREFIX_BYTES, Place, Precision, Provenance, VERSION_MAJOR, VERSION_MAJOR_PATCHIFY,
-    VERSION_MAJOR_RAISED, crc32c, int8_layout,
+    PREFIX_BYTES, Place, Precision, Provenance, VERSION_MAJOR, VERSION_MAJOR_PATCHIFY, VERSION_MAJOR_RAISED, crc32c,
+    int8_layout,
 };
 use nadir::plan::regions::places;
 use nadir_formats::{AlignedBytes, ModelCard};

@@ -149,7 +149,7 @@ fn damaged_models_are_refused() {
         ("short.nadir", Box::new(|b| b.truncate(5000)), "is truncated: 5000 bytes"),
         ("empty.nadir", Box::new(Vec::clear), "is truncated: 0 bytes"),
         ("flipped.nadir", Box::new(|b| b[9000] ^= 4), "is damaged: CRC is"),
-        ("version.nadir", Box::new(|b| b[8] = 9), "version is 9.0, this runtime reads 1.x and 2.x"),
+        ("version.nadir", Box::new(|b| b[8] = 9), "version is 9.0, this runtime reads 1.x to 3.x"),
         ("old.nadir", Box::new(|b| b[2..4].copy_from_slice(b"DR")), "a draft of the format: convert the model again"),
         ("text.nadir", Box::new(|b| _ = b.remove(4)), "not a .nadir model"),
         ("long.nadir", Box::new(|b| b.push(0)), "its prefix says"),

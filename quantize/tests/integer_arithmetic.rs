@@ -52,6 +52,9 @@ fn the_engine_follows_the_text() {
         (37, 16, StemPadding::None, 4),
         (66, 32, StemPadding::Same, 2),
         (75, 32, StemPadding::None, 3),
+        (66, 32, StemPadding::Patchify, 3),
+        (37, 16, StemPadding::Patchify, 4),
+        (23, 8, StemPadding::Patchify, 1),
     ] {
         let architecture = Architecture { tile_size, patch_size, stem_padding, ..small };
         let names = ["B4", "B3", "B2", "B8A"];
@@ -73,9 +76,12 @@ fn the_engine_follows_the_text() {
 #[test]
 fn raised_layers_follow_the_text() {
     let small = Architecture { dims: [6, 9, 12, 17], ..Architecture::named("yocto", 32, 16).unwrap() };
-    for (tile_size, patch_size, stem_padding) in
-        [(32, 16, StemPadding::Same), (23, 8, StemPadding::None), (70, 8, StemPadding::Same)]
-    {
+    for (tile_size, patch_size, stem_padding) in [
+        (32, 16, StemPadding::Same),
+        (23, 8, StemPadding::None),
+        (70, 8, StemPadding::Same),
+        (65, 32, StemPadding::Patchify),
+    ] {
         let architecture = Architecture { tile_size, patch_size, stem_padding, ..small };
         let encoder = random_encoder(architecture, &["B4", "B3"], 3);
         let tiles = random_tiles(3, 2, tile_size.into(), 4);
@@ -93,7 +99,7 @@ fn raised_layers_follow_the_text() {
                 assert_ne!(embedding(&file), embedding(&plain), "{raised:?}");
                 let file = AlignedBytes::copy_of(&file);
                 let model = Model::parse(&file).unwrap();
-                assert_eq!(model.version_major(), 2);
+                assert_eq!(model.version_major(), if architecture.is_patchify() { 3 } else { 2 });
                 assert!(all.iter().all(|place| model.is_raised(*place) == raised.contains(place)));
                 same(&model, tiles.tile(0), &format!("{tile_size}/{patch_size} {raised:?}"));
                 let scalar = Engine::new(&model).with_kernels("scalar").unwrap().with_passes([Passes::Two; 4]);
@@ -106,21 +112,23 @@ fn raised_layers_follow_the_text() {
     }
 }
 
-fn hostile_base() -> (Encoder, Tiles) {
-    let architecture = Architecture { dims: [6, 8, 13, 24], ..Architecture::named("yocto", 32, 16).unwrap() };
+fn hostile_base(stem_padding: StemPadding) -> (Encoder, Tiles) {
+    let named = Architecture::named("yocto", 32, 16).unwrap();
+    let architecture = Architecture { dims: [6, 8, 13, 24], stem_padding, ..named };
     (random_encoder(architecture, &["B2", "B3"], 1), random_tiles(2, 2, 32, 1))
 }
 
 /// Section 8's limits of the constants of a unit, in order.
-fn limits(place: Place) -> Vec<(i32, i32)> {
+fn limits(place: Place, stem: StemPadding) -> Vec<(i32, i32)> {
     const SHIFT: (i32, i32) = (0, 31);
     const WIDE_SHIFT: (i32, i32) = (1, 62);
     const WIDE: [(i32, i32); 2] = [(i32::MIN, i32::MAX), (0, (1 << 30) - 1)];
     let norm = [&[(1 << 28, (1 << 29) - 1), (-64, 64)][..], &WIDE].concat();
     match place {
+        Place::Stem if stem == StemPadding::Patchify => [&[WIDE_SHIFT, SHIFT][..], &norm, &[SHIFT]].concat(),
         Place::Stem => [&[WIDE_SHIFT, SHIFT][..], &norm, &[SHIFT, SHIFT], &norm, &[SHIFT]].concat(),
         Place::Downsample { .. } => [&norm[..], &[SHIFT]].concat(),
-        // From 32 on the layer is raised, and the file of version 2.
+        // From 32 on the layer is raised, and the file of version 2 (or 3).
         Place::Block { .. } => [&[SHIFT][..], &norm, &[SHIFT, (-128, 127)], &WIDE, &[(0, 57)]].concat(),
         Place::Head => [&WIDE[..], &[WIDE_SHIFT, (0, 24)]].concat(),
     }
@@ -142,8 +150,12 @@ fn sections(model: &Model<'_>) -> Vec<SectionData> {
 /// text says, and nothing overflows (tests run with overflow checks).
 #[test]
 fn hostile_weights_cannot_break_the_engine() {
+    [StemPadding::Same, StemPadding::Patchify].into_iter().for_each(hostile_weights);
+}
+
+fn hostile_weights(stem: StemPadding) {
     let mut random = Random::new(3);
-    let (encoder, tiles) = hostile_base();
+    let (encoder, tiles) = hostile_base(stem);
     let file = AlignedBytes::copy_of(&convert(&encoder, &tiles).unwrap());
     let honest = Model::parse(&file).unwrap();
     let tiles = random_tiles(1, 2, 32, 9);
@@ -161,7 +173,7 @@ fn hostile_weights_cannot_break_the_engine() {
             // The shift keeps the extremes of i64 the extremes of the narrower type.
             match section {
                 SectionData::I32(constants) if spec.name == "constants" => {
-                    for (value, (min, max)) in constants.iter_mut().zip(limits(spec.place)) {
+                    for (value, (min, max)) in constants.iter_mut().zip(limits(spec.place, stem)) {
                         let among = i64::from(max) - i64::from(min) + 1;
                         *value = match random.below(4) {
                             choice if choice < keep => *value,
@@ -196,12 +208,16 @@ fn hostile_weights_cannot_break_the_engine() {
 /// Each constant at its limits is read; one beyond is refused, and named.
 #[test]
 fn constants_have_the_limits_of_the_text() {
-    let (encoder, tiles) = hostile_base();
+    [StemPadding::Same, StemPadding::Patchify].into_iter().for_each(limits_of_constants);
+}
+
+fn limits_of_constants(stem: StemPadding) {
+    let (encoder, tiles) = hostile_base(stem);
     let file = AlignedBytes::copy_of(&convert(&encoder, &tiles).unwrap());
     let honest = Model::parse(&file).unwrap();
     let mut units = 0;
     for index in (0..honest.section_count()).filter(|&i| honest.expected(i).unwrap().name == "constants") {
-        let limits = limits(honest.expected(index).unwrap().place);
+        let limits = limits(honest.expected(index).unwrap().place, stem);
         assert_eq!(honest.section::<i32>(index).len(), limits.len());
         for (at, (min, max)) in limits.into_iter().enumerate() {
             let with = |value: i32| {

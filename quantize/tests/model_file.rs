@@ -4,7 +4,7 @@ use nadir::encoder::Encoder as Engine;
 use nadir::model::int8_layout::{BLOCK_SECTIONS, start};
 use nadir::model::{
     ALIGNMENT, Architecture, Dtype, END_BYTES, ENTRY_BYTES, HEAD_CRC_BYTES, Header, KIND_BLOCKS, Model, ModelError,
-    PREFIX_BYTES, Place, Precision, crc32c, expected_section,
+    PREFIX_BYTES, Place, Precision, StemPadding, crc32c, expected_section,
 };
 use nadir_formats::{AlignedBytes, Encoder, Tiles};
 use nadir_quantize::testing::{Random, raise, random_encoder, random_tiles};
@@ -231,7 +231,37 @@ fn every_flipped_bit_is_found() {
     }
 }
 
-/// A mark of a raised layer means something in version 2 only, and leaves room for the lower bits' shift.
+/// A patchify stem and version 3 go together.
+#[test]
+fn versions_go_with_what_they_are_for() {
+    let named = Architecture::named("yocto", 64, 32).unwrap();
+    for precision in [Precision::F32, Precision::F16, Precision::Int8] {
+        for (stem_padding, own) in [(StemPadding::Same, 1), (StemPadding::Patchify, 3)] {
+            let architecture = Architecture { dims: [4, 5, 6, 8], stem_padding, ..named };
+            let encoder = random_encoder(architecture, &["B4", "B3"], 5);
+            let good = match precision {
+                Precision::Int8 => int8::convert(&encoder, &random_tiles(2, 2, 64, 5)).unwrap(),
+                _ => float::convert(&encoder, precision).unwrap(),
+            };
+            for major in 0..=5 {
+                let mut bytes = good.clone();
+                bytes[8] = major;
+                reseal(&mut bytes);
+                let found = Model::parse(&AlignedBytes::copy_of(&bytes)).map(drop);
+                let expected = match u16::from(major) {
+                    major if major == own => Ok(()),
+                    // Nothing of an int8 model says that it has no raised layer.
+                    2 if own == 1 && precision == Precision::Int8 => Ok(()),
+                    major @ 1..=3 => Err(ModelError::VersionContent { major }),
+                    major => Err(ModelError::Version { major, minor: 0 }),
+                };
+                assert_eq!(found, expected, "{precision:?} {stem_padding:?} as version {major}");
+            }
+        }
+    }
+}
+
+/// A mark of a raised layer means something in versions 2 and 3 only, and leaves room for the lower bits' shift.
 #[test]
 fn marks_of_raised_layers_are_checked() {
     let plain = file(Precision::Int8);
@@ -299,8 +329,8 @@ fn every_error_says_what_is_wrong() {
     refuse(b"not a model, but long enough to hold the prefix", "not a .nadir model: the magic number is [6e,");
     changed(&|b| _ = b.remove(4), "not a .nadir model");
     changed(&|b| b[..8].copy_from_slice(b"\x89NDR\r\n\x1a\n"), "a draft of the format: convert the model again");
-    changed(&|b| b[8] = 3, "version is 3.0, this runtime reads 1.x and 2.x");
-    changed(&|b| b[9] = 1, "version is 257.0, this runtime reads 1.x and 2.x");
+    changed(&|b| b[8] = 4, "version is 4.0, this runtime reads 1.x to 3.x");
+    changed(&|b| b[9] = 1, "version is 257.0, this runtime reads 1.x to 3.x");
     changed(&|b| b[20] = 7, "parity field is 00000007, must be 00000000 (none) or ffffffff");
     changed(&|b| b[20..24].fill(0xff), "bytes, must be a multiple of 72");
     changed(&|b| b[40] ^= 1, "head (prefix, header and section table) is damaged");
@@ -310,7 +340,7 @@ fn every_error_says_what_is_wrong() {
     changed(&|b| b[first] ^= 1, "section 0 (stem initial convolution weight) is damaged: CRC is");
 
     // Prefix, with right checksums. Only integers have layers that can be raised.
-    sealed(&|b| b[8] = 2, "version is 2.0, this runtime reads 1.x and 2.x");
+    sealed(&|b| b[8] = 2, "model file version is 2, and the model is none of those it is for");
     sealed(&|b| b[13] = 0xff, "header has 65");
     sealed(&|b| b[16] = 0, "must be zero (padding or reserved)");
     sealed(&|b| b[18] = 1, "model is truncated");

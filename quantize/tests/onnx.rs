@@ -14,7 +14,7 @@ use tract_onnx::pb::type_proto::Value;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto};
 
 /// Each export, the encoder that it holds, and how far its weights may be off, relative.
-const EXPORTS: [(&str, &str, f32); 8] = [
+const EXPORTS: [(&str, &str, f32); 9] = [
     ("own", "timm", 0.0),
     ("timm-script-11", "timm", 0.0),
     ("timm-script-17-classifier", "timm", 0.0),
@@ -23,6 +23,7 @@ const EXPORTS: [(&str, &str, f32); 8] = [
     ("mmearth-script-13-classifier", "mmearth", 0.0),
     ("mmearth-dynamo-18-classifier", "mmearth", 0.0),
     ("mmearth-constants-f16", "mmearth", 1.0 / 2048.0),
+    ("patchify", "patchify", 0.0),
 ];
 
 fn folder() -> PathBuf {
@@ -63,8 +64,9 @@ fn weights_are_those_of_the_state_dictionary() {
 fn embeddings_are_those_of_onnx_runtime() {
     let bytes = std::fs::read(folder().join("embeddings.safetensors")).unwrap();
     let vectors = SafeTensors::deserialize(&bytes).unwrap();
-    let tiles = Tiles::read(&folder().join("tiles.npy")).unwrap();
     for (name, encoder, bound) in EXPORTS {
+        let tiles = if encoder == "patchify" { "patchify-tiles.npy" } else { "tiles.npy" };
+        let tiles = Tiles::read(&folder().join(tiles)).unwrap();
         let onnx = import(name, encoder);
         let view = vectors.tensor(encoder).unwrap();
         let expected: Vec<f64> =
@@ -188,8 +190,11 @@ fn broken_graphs_are_refused_by_the_first_node_that_does_not_fit() {
     });
     has(&residual, &["(Add)", "a sum of other maps", "the sum with the block's input (block 2.1)"]);
 
-    let patchify = std::fs::read(folder().join("patchify.onnx")).unwrap();
-    has(&refused_bytes(&patchify), &["stem.0/Conv\" (Conv)", "patchify stem (4x4 convolution of stride 4)"]);
+    let patchify = refused("patchify", |g| {
+        let pads = nth(g, "Conv", 0).attribute.iter_mut().find(|a| a.name == "pads").unwrap();
+        pads.ints = vec![1; 4];
+    });
+    has(&patchify, &["stem.0/Conv\" (Conv)", "4x4, stride 4, padding 1", "or a patchify stem"]);
 }
 
 #[test]

@@ -25,6 +25,8 @@ fn cases() -> Vec<(Architecture, usize)> {
         (Architecture { tile_size: 37, patch_size: 16, stem_padding: none, ..small }, 4),
         (Architecture { tile_size: 75, patch_size: 32, stem_padding: none, ..small }, 2),
         (Architecture { tile_size: 32, dims: [8, 48, 8, 64], ..small }, 3),
+        (Architecture { tile_size: 75, patch_size: 32, stem_padding: StemPadding::Patchify, ..small }, 3),
+        (Architecture { tile_size: 37, patch_size: 16, stem_padding: StemPadding::Patchify, ..small }, 4),
         // The stem, whose rows are long and its channels few, rules this one.
         (Architecture { tile_size: 64, patch_size: 32, dims: [8; 4], ..small }, 4),
     ]

@@ -30,10 +30,14 @@ fn architecture() -> Architecture {
 
 /// An encoder, its tiles, and a folder that holds both.
 fn prepared() -> (Folder, Encoder) {
+    prepared_as(architecture())
+}
+
+fn prepared_as(architecture: Architecture) -> (Folder, Encoder) {
     let folder = Folder::new();
-    let encoder = random_encoder(architecture(), &["B4", "B3", "B2"], 11);
+    let encoder = random_encoder(architecture, &["B4", "B3", "B2"], 11);
     encoder.write(&folder.path("e.safetensors")).unwrap();
-    let tiles = random_tiles(8, 3, 48, 12);
+    let tiles = random_tiles(8, 3, architecture.tile_size.into(), 12);
     let nadir_formats::Pixels::U8(pixels) = &tiles.pixels else { panic!("tiles of bytes") };
     nadir_formats::write_npy(&folder.path("t.npy"), &tiles.shape.map(|n| n as u64), pixels).unwrap();
     (folder, encoder)
@@ -41,7 +45,7 @@ fn prepared() -> (Folder, Encoder) {
 
 fn write(folder: &Folder, name: &str, encoder: &Encoder, precision: Precision) {
     let bytes = match precision {
-        Precision::Int8 => int8::convert(encoder, &random_tiles(8, 3, 48, 12)),
+        Precision::Int8 => int8::convert(encoder, &random_tiles(8, 3, encoder.card.architecture.tile_size.into(), 12)),
         _ => float::convert(encoder, precision),
     };
     std::fs::write(folder.path(name), bytes.unwrap()).unwrap();
@@ -49,13 +53,17 @@ fn write(folder: &Folder, name: &str, encoder: &Encoder, precision: Precision) {
 
 #[test]
 fn good_models_pass_in_every_precision() {
-    let (folder, encoder) = prepared();
-    for precision in [Precision::F32, Precision::F16, Precision::Int8] {
-        write(&folder, "m.nadir", &encoder, precision);
-        let text = folder.good("verify m.nadir --float e.safetensors --tiles t.npy --count 3");
-        println!("{text}");
-        assert!(text.contains("block 1.1") && text.contains("f64-candle") && text.contains("candle-nadir"), "{text}");
-        assert!(!text.contains("NaN"), "{text}");
+    let patchify = StemPadding::Patchify;
+    let imagenet = Architecture { tile_size: 72, patch_size: 32, stem_padding: patchify, ..architecture() };
+    for (folder, encoder) in [prepared(), prepared_as(imagenet)] {
+        for precision in [Precision::F32, Precision::F16, Precision::Int8] {
+            write(&folder, "m.nadir", &encoder, precision);
+            let text = folder.good("verify m.nadir --float e.safetensors --tiles t.npy --count 3");
+            println!("{text}");
+            let names = ["stem", "block 1.1", "f64-candle", "candle-nadir"];
+            assert!(names.iter().all(|name| text.contains(name)), "{text}");
+            assert!(!text.contains("NaN"), "{text}");
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 
     python make_onnx.py      (torch, timm, onnx, onnxscript, onnxruntime, numpy and safetensors; a minute)
 
-Two encoders: `timm`, timm's ConvNeXt V2 blocks behind MMEarth's stem, and `mmearth`, written as MMEarth's dense encoder is (from its
-formulas). Each in several exports; `patchify` is timm's own, with the 4x4 stem that is refused. Tiles are stored as a sensor gives them and
+Three encoders: `timm`, timm's ConvNeXt V2 blocks behind MMEarth's stem, and `mmearth`, written as MMEarth's dense encoder is (from its
+formulas). Each in several exports. `patchify` is timm's own model, with one 4x4 convolution for a stem. Tiles are stored as a sensor gives them and
 enter normalised by mean 90 and standard deviation 40. `own.onnx` is made by `trainer export --model timm.safetensors --onnx own.onnx`.
 """
 
@@ -24,6 +24,8 @@ from torch.nn import functional as F
 
 HERE = Path(__file__).parent / "onnx"
 DEPTHS, DIMS, SIDE, CLASSES = (1, 1, 2, 1), (4, 6, 8, 12), 32, 5
+# Of the tiles of `patchify`: two patches of 32 pixels.
+PATCHIFY_SIDE = 64
 MEAN, STD = 90.0, 40.0
 
 
@@ -121,7 +123,8 @@ def our_names(state):
     """timm's names to MMEarth's; the classifier is left out."""
     out = {}
     parts = {"conv_dw": "dwconv", "norm": "norm", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2", "mlp.grn": "grn"}
-    stem = {"0": "initial_conv.0", "1": "initial_conv.1", "3": "stem.0", "4": "stem.1"}
+    whole = {"0": "initial_conv.0", "1": "initial_conv.1", "3": "stem.0", "4": "stem.1"}
+    stem = whole if "stem.3.weight" in state else {"0": "stem.0", "1": "stem.1"}
     for name, t in state.items():
         words = name.split(".")
         if words[0] == "stem" and "downsample_layers.0.0.weight" not in state:
@@ -145,11 +148,12 @@ def our_names(state):
 
 
 def card(name, patch, padding, grn_eps, architecture=True):
+    side = PATCHIFY_SIDE if padding == "patchify" else SIDE
     band = {"unit": "grey level", "mean": MEAN, "std": STD, "no_data": None, "saturation": 255.0}
     value = {
         "name": name,
         "architecture": {
-            "tile_size": SIDE,
+            "tile_size": side,
             "patch_size": patch,
             "stem_padding": padding,
             "depths": DEPTHS,
@@ -177,9 +181,9 @@ def slim(model):
     return model
 
 
-def script(model, name, opset, batch=None):
+def script(model, name, opset, batch=None, side=SIDE):
     axes = {} if batch else {"dynamic_axes": {"x": {0: "batch"}}}
-    x = torch.zeros(batch or 2, 3, SIDE, SIDE)
+    x = torch.zeros(batch or 2, 3, side, side)
     path = HERE / f"{name}.onnx"
     torch.onnx.export(model, (x,), path, opset_version=opset, dynamo=False, input_names=["x"], **axes)
     onnx.save(slim(onnx.load(path)), path)
@@ -226,7 +230,8 @@ def main():
     script(linear, "timm-script-17-classifier", 17, batch=2)
     dynamo(timm, "timm-dynamo-20-classifier", 20)
     dynamo(linear, "timm-dynamo-18-external", 18, external=True)
-    script(randomise(timm_encoder(True, 0, stem=False), 3), "patchify", 17)
+    patchify = randomise(timm_encoder(True, 0, stem=False), 3)
+    script(patchify, "patchify", 17, side=PATCHIFY_SIDE)
 
     mmearth = randomise(MMEarthEncoder(CLASSES), 2)
     script(mmearth, "mmearth-script-13-classifier", 13)
@@ -235,10 +240,15 @@ def main():
 
     generator = np.random.default_rng(7)
     tiles = generator.integers(0, 256, (3, 3, SIDE, SIDE), dtype=np.uint8)
+    large = generator.integers(0, 256, (2, 3, PATCHIFY_SIDE, PATCHIFY_SIDE), dtype=np.uint8)
     np.save(HERE / "tiles.npy", tiles)
-    x = (tiles.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+    np.save(HERE / "patchify-tiles.npy", large)
     embeddings = {}
-    for name, model, patch, padding, eps in [("timm", bare, 8, "same", 1e-6), ("mmearth", mmearth, 16, "none", 1e-4)]:
+    for name, model, patch, padding, eps in [
+        ("timm", bare, 8, "same", 1e-6),
+        ("mmearth", mmearth, 16, "none", 1e-4),
+        ("patchify", patchify, 32, "patchify", 1e-6),
+    ]:
         tensors = {k: v for k, v in our_names(model.state_dict()).items() if not k.startswith("head.")}
         metadata = {"nadir": card(name, patch, padding, eps)}
         save_file(tensors, HERE / f"{name}.safetensors", metadata)
@@ -247,8 +257,10 @@ def main():
     headless = copy.deepcopy(mmearth)
     headless.head = nn.Identity()
     script(headless, "mmearth-script-13", 13)
-    for name in ["timm-script-11", "mmearth-script-13"]:
+    for name in ["timm-script-11", "mmearth-script-13", "patchify"]:
         session = onnxruntime.InferenceSession(HERE / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        x = large if name == "patchify" else tiles
+        x = (x.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
         embeddings[name.split("-")[0]] = session.run(None, {"x": x})[0]
     save_file(embeddings, HERE / "embeddings.safetensors")
 

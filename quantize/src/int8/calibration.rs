@@ -29,8 +29,8 @@ pub struct Calibration {
     seen: BTreeMap<Tap, Seen>,
     /// What is kept of each tile.
     sampling: Sampling,
-    /// Padding of the initial convolution.
-    padding: usize,
+    /// Kernel, stride and padding of the convolution that reads the tile.
+    first: [usize; 3],
 }
 
 impl Calibration {
@@ -40,8 +40,12 @@ impl Calibration {
     /// If the tiles do not have the encoder's shape.
     pub fn of(reference: &Reference, tiles: &Tiles, done: &(dyn Fn() + Sync)) -> Self {
         let sampling = Sampling::of(tiles.len());
-        let padding = reference.architecture().initial_padding();
-        let empty = || Self { seen: BTreeMap::new(), sampling, padding };
+        let arch = reference.architecture();
+        let first = match arch.is_patchify() {
+            true => [arch.stem_stride(), arch.stem_stride(), 0],
+            false => [3, 1, arch.initial_padding()],
+        };
+        let empty = || Self { seen: BTreeMap::new(), sampling, first };
         let mut all = empty();
         let of_tile = |tile: usize| {
             let mut one = empty();
@@ -117,7 +121,10 @@ impl Observer for Calibration {
             }
         }
         match tap {
-            Tap::Input => seen.patches = patches(values, channels, 3, 1, self.padding, self.sampling.rows),
+            Tap::Input => {
+                let [kernel, stride, padding] = self.first;
+                seen.patches = patches(values, channels, kernel, stride, padding, self.sampling.rows);
+            }
             Tap::Downsample { part: DownsampleTap::Normalised, .. } => {
                 seen.patches = patches(values, channels, 2, 2, 0, self.sampling.rows);
             }

@@ -22,7 +22,8 @@ pub mod select;
 
 use anyhow::{Result, ensure};
 use nadir::model::int8_layout::{
-    INPUT_FRACTION_BITS, NORM_BITS, POOL_BITS, RAISED, STEM_NORM_FRACTION_BITS, initial_segment, panels, stored,
+    INPUT_FRACTION_BITS, NORM_BITS, POOL_BITS, RAISED, STEM_NORM_FRACTION_BITS, initial_segment, panels,
+    patchify_inputs, stored,
 };
 use nadir::model::{Place, STAGES};
 use nadir_formats::scales::{Balance, Ends, HEADROOM, I16_MAX, calibration_tiles, gelu_table, value_scale};
@@ -244,6 +245,9 @@ impl Conversion<'_> {
         let input_offset = self.encoder.card.bands.iter().zip(&input_multiplier).map(offset).collect();
         self.push_i32(input_multiplier);
         self.sections.push(SectionData::I64(input_offset));
+        if arch.is_patchify() {
+            return self.patchify(input_shift);
+        }
 
         // [outputs, bands, 9] to [outputs, 9, bands].
         let weight: Vec<f64> =
@@ -270,13 +274,8 @@ impl Conversion<'_> {
         let stem_scale = value_scale(seen.largest);
         let ends = Ends::of_values(activation_scale, stem_scale, &seen.channel_largest);
         let stem = self.layer(&self.tensor("stem.0.weight"), taps, &self.tensor("stem.0.bias"), &ends, None);
-        let stem_norm = layer_norm(d0, stem_scale, normalised, arch.ln_eps);
-        self.residual = self.residual_scale(0, Tap::StemNorm);
-        let (gain, offset) = (self.tensor("stem.1.weight"), self.tensor("stem.1.bias"));
-        let (stem_gain, stem_offset, stem_affine) = affine(&gain, &offset, normalised, self.residual);
         self.push_depthwise(&stem, taps);
-        self.push_channels(stem_gain);
-        self.push_channels(stem_offset);
+        let (stem_norm, stem_affine) = self.stem_norm(stem_scale);
         let constants = [
             &[input_shift, initial.shift][..],
             &initial_norm,
@@ -285,6 +284,37 @@ impl Conversion<'_> {
             &[stem_affine],
         ];
         self.push_i32(constants.concat());
+    }
+
+    /// What follows the input in a patchify stem.
+    fn patchify(&mut self, input_shift: i32) {
+        let (arch, bands) = (self.encoder.card.architecture, self.encoder.card.bands.len());
+        let (taps, columns) = (arch.stem_stride().pow(2), arch.patchify_inputs(bands));
+        let unit = 2f64.powi(-(INPUT_FRACTION_BITS as i32));
+        // [outputs, bands, taps] to [outputs, taps, bands].
+        let weight: Vec<f64> =
+            self.tensor("stem.0.weight").chunks_exact(columns).flat_map(|row| transpose(row, taps)).collect();
+        let seen = self.calibration.at(Tap::StemConvolution);
+        let stem_scale = value_scale(seen.largest);
+        let ends = Ends::of_values(unit, stem_scale, &seen.channel_largest);
+        let inputs = Inputs::fine(&self.calibration.at(Tap::Input).patches, columns, 16.0 * unit);
+        let stem = self.layer(&weight, columns, &self.tensor("stem.0.bias"), &ends, Some(&inputs));
+        self.push_dense(&stem, columns, patchify_inputs(&arch, bands), stored(arch.dim(0)));
+        let (norm, affine) = self.stem_norm(stem_scale);
+        self.push_i32([&[input_shift, stem.shift][..], &norm, &[affine]].concat());
+    }
+
+    /// The LayerNorm that ends a stem, of values with scale `input`: pushes its gain and offset, and gives its constants and the power of two of
+    /// its affine step. Sets the scale of the residual stream.
+    fn stem_norm(&mut self, input: f64) -> ([i32; 4], i32) {
+        let arch = self.encoder.card.architecture;
+        let normalised = 2f64.powi(-(STEM_NORM_FRACTION_BITS as i32));
+        self.residual = self.residual_scale(0, Tap::StemNorm);
+        let (gain, offset) = (self.tensor("stem.1.weight"), self.tensor("stem.1.bias"));
+        let (gain, offset, shift) = affine(&gain, &offset, normalised, self.residual);
+        self.push_channels(gain);
+        self.push_channels(offset);
+        (layer_norm(arch.dim(0), input, normalised, arch.ln_eps), shift)
     }
 
     /// Folds the weight and bias of the LayerNorm `norm` into a layer `[outputs, columns]` whose inputs repeat the norm's channels.

@@ -38,6 +38,8 @@ fn integers_follow_the_reference() {
         ("yocto", 50, 16, StemPadding::None, 2),
         ("yocto", 96, 32, StemPadding::Same, 1),
         ("zepto", 48, 8, StemPadding::Same, 12),
+        ("yocto", 64, 32, StemPadding::Patchify, 3),
+        ("zepto", 50, 16, StemPadding::Patchify, 12),
     ] {
         let architecture = Architecture { stem_padding: padding, ..Architecture::named(size, tile, patch).unwrap() };
         let names = ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B11", "B12"];

@@ -78,7 +78,9 @@ impl Assembly {
         let channels = self.dims.last().copied().unwrap_or(0);
         let part = |what: &str| format!("{what} (block {stage}.{block})");
         match self.next {
-            Next::Initial => "the stem's initial 3x3 convolution, stride 1, padding 0 or 1".into(),
+            Next::Initial => "the stem's initial 3x3 convolution, stride 1, padding 0 or 1, or a patchify stem: a convolution with kernel and \
+                              stride 4 or 2, padding 0"
+                .into(),
             Next::InitialNorm => "LayerNorm over channels after the initial convolution".into(),
             Next::InitialGelu => "GELU after the stem's first LayerNorm".into(),
             Next::Stem => {
@@ -128,15 +130,17 @@ impl Assembly {
                 self.normalise = Some(number);
                 Next::Initial
             }
+            (Next::Initial, Kind::Convolution(c))
+                if matches!(c.kernel, 2 | 4) && (c.stride, c.padding, c.groups) == (c.kernel, 0, 1) =>
+            {
+                self.padding = Some(StemPadding::Patchify);
+                self.bands = c.inputs;
+                self.stem_stride = c.kernel;
+                self.dims.push(c.outputs);
+                self.convolution("stem.0", c)?;
+                Next::StemNorm
+            }
             (Next::Initial, Kind::Convolution(c)) => {
-                if c.kernel > 1 && c.stride == c.kernel && c.groups == 1 {
-                    let k = c.kernel;
-                    return Err(format!(
-                        "a patchify stem ({k}x{k} convolution of stride {k}), as Meta's and timm's ImageNet models have it; the runtime's stem is a \
-                         3x3 convolution, LayerNorm, GELU, a depthwise convolution and LayerNorm, as in MMEarth's models, and no weights of \
-                         it give the same maps"
-                    ));
-                }
                 if (c.kernel, c.stride, c.groups) != (3, 1, 1) || c.padding > 1 {
                     return wrong();
                 }

@@ -51,6 +51,14 @@ struct Kind {
 fn kinds(arch: &Architecture, bands: usize, place: Place) -> Vec<Kind> {
     let kind = |name, tap, sections, macs: usize| Kind { name, tap, sections, macs: macs as u64 };
     match place {
+        Place::Stem if arch.is_patchify() => {
+            let stem = arch.patchify_inputs(bands) * arch.dim(0) * arch.grid(0).pow(2);
+            vec![
+                kind("input", Tap::Input, &["input"], 0),
+                kind("convolution", Tap::StemConvolution, &["stem weight", "stem bias", "stem mult"], stem),
+                kind("norm", Tap::StemNorm, &["stem norm"], 0),
+            ]
+        }
         Place::Stem => {
             let initial = 9 * bands * arch.dim(0) * arch.initial_grid().pow(2);
             let stem = arch.stem_stride().pow(2) * arch.dim(0) * arch.grid(0).pow(2);
