@@ -77,7 +77,7 @@ pub enum Command {
     },
     /// List the kernels that this processor runs, slowest first
     Kernels,
-    /// Compare this processor's int8 kernels with the committed hashes of four models on 64 tiles
+    /// Compare this processor's int8 kernels with the committed hashes of five models on 64 tiles
     VerifyKernels {
         /// Only these, if not all that this processor runs
         #[arg(long, value_name = "NAME")]

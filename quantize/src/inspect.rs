@@ -67,7 +67,13 @@ pub fn text(model: &Model<'_>) -> String {
         ("precision", header.precision.name().into()),
         ("embedding", format!("{} values, space {}", header.embedding_dimension, header.embedding_space)),
         ("tile", format!("{bands} bands of {0}x{0} pixels", arch.tile_size)),
-        ("stem", format!("patch {}, padding {:?}", arch.patch_size, arch.stem_padding).to_lowercase()),
+        (
+            "stem",
+            match arch.is_patchify() {
+                true => format!("patchify, {0} x {0} pixels; patch {1}", arch.stem_stride(), arch.patch_size),
+                false => format!("patch {}, padding {:?}", arch.patch_size, arch.stem_padding).to_lowercase(),
+            },
+        ),
         ("depths", list(&arch.depths)),
         ("dims", list(&arch.dims)),
         ("grids", list(&arch.grids())),

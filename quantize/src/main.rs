@@ -61,7 +61,7 @@ struct Cli {
 enum Command {
     /// Make a .nadir file from an encoder's .safetensors or .onnx
     Convert {
-        /// The float encoder: .safetensors with its model card, or an .onnx of this family (ConvNeXt V2 blocks behind MMEarth's stem).
+        /// The float encoder: .safetensors with its model card, or an .onnx of this family (ConvNeXt V2 with MMEarth's stem or a patchify stem).
         /// PyTorch checkpoints go through `trainer import`
         #[arg(long, value_name = "X.safetensors|X.onnx")]
         model: PathBuf,

@@ -1,4 +1,4 @@
-//! `cargo xtask layers BOARD`: the hash of every place of four models on an emulated microcontroller, against
+//! `cargo xtask layers BOARD`: the hash of every place of five models on an emulated microcontroller, against
 //! `tests/conformance/kernels.csv`, which `quantize verify-kernels` checks on this machine.
 //!
 //! Models and tiles are loaded into the board's PSRAM, so that each model fits each board.

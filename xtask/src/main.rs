@@ -19,7 +19,7 @@ enum Command {
     Demo(demo::Arguments),
     /// Runs a model on an emulated microcontroller and checks every embedding against this machine's, byte for byte.
     Qemu(qemu::Arguments),
-    /// Hashes every place of four models on an emulated microcontroller, and compares with tests/conformance/kernels.csv.
+    /// Hashes every place of five models on an emulated microcontroller, and compares with tests/conformance/kernels.csv.
     Layers(layers::Arguments),
     /// Builds the static library for C and says what it holds: sizes, symbols, functions that can panic.
     Capi(capi::Arguments),

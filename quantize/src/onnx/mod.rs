@@ -1,4 +1,4 @@
-//! ONNX encoders of this family: ConvNeXt V2 blocks behind MMEarth's stem, written by any exporter.
+//! ONNX encoders of this family: ConvNeXt V2 blocks behind MMEarth's stem or a patchify stem, written by any exporter.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -83,7 +83,7 @@ fn read_graph(path: &Path, card: Option<&Path>) -> Result<OnnxEncoder> {
         bail!("node {node} does not fit: {found}; expected {}", assembly.expected());
     }
     let (architecture, count) = assembly.architecture(height).map_err(anyhow::Error::msg)?;
-    ensure!(count == bands, "the initial convolution takes {count} bands, the input has {bands}");
+    ensure!(count == bands, "the first convolution takes {count} bands, the input has {bands}");
     let layers = std::mem::take(&mut reader.layers);
     let card = card.with_context(|| {
         format!(

@@ -411,6 +411,27 @@ fn initial() {
     }
 }
 
+/// As a patchify stem calls it: patches in three parts, none of which two pixels share.
+#[test]
+fn initial_of_patches() {
+    for set in sets() {
+        let mut random = Random(5);
+        for round in 0..60 {
+            let (inputs, outputs, pixels) = (12 * random.size(1, 27), 8 * random.size(1, 6), random.size(1, 64));
+            let what = format!("{} round {round}: {pixels} pixels, {inputs} inputs to {outputs}", set.name);
+            let layer = Layer::random(&mut random, inputs, outputs);
+            let patches = random.i16s(pixels * inputs);
+            let [found, expected] = [set, &SCALAR].map(|set| {
+                let parts = [0, 1, 2].map(|i| &patches[i * inputs / 3..]);
+                guarded(&vec![0; pixels * outputs], -99, &what, |output| {
+                    (set.initial)(parts, inputs, &layer.dense(), output);
+                })
+            });
+            same(&found, &expected, &what);
+        }
+    }
+}
+
 #[test]
 fn input() {
     let odd = [

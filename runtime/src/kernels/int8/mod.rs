@@ -198,7 +198,8 @@ pub struct Int8Kernels {
     /// Values of one band of an f32 tile to i16 with 11 fractional bits, every `stride`th of `output`.
     pub input: fn(values: &[f32], band: &FloatBand, output: &mut [i16], stride: usize),
     /// Initial 3x3 convolution of one row of pixels: `rows` are three input rows `[width + 2, bands]` and at least 3 values beyond;
-    /// the layer's inputs are ordered (row, column, band), each row rounded up to a multiple of 4. Output `[pixels, outputs]`.
+    /// the layer's inputs are ordered (row, column, band), each row rounded up to a multiple of 4. Output `[pixels, outputs]`. For a patchify stem
+    /// the rows are the thirds of patches, and `bands` is the length of a patch: pixel `x` reads from value `bands x` on.
     pub initial: fn(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]),
     /// Depthwise stem of one output row: kernel and stride `side`, `rows` `[side, width, channels]`, `padding` columns of zeros.
     pub stem: fn(rows: &[i16], side: usize, padding: usize, layer: &Depthwise<'_>, output: &mut [i16]),
