@@ -63,10 +63,10 @@ impl Notes {
 
 /// What is seen of one tile `[1, bands, side, side]` (f32, on the host), by the names of layers:
 ///
-/// - largest outputs of `initial_conv.0` (if there is one), `stem.0`, `stem.1` and of `downsample_layers.N.1`; in a block, of `dwconv`, `pwconv2` and, as
-///   `output`, of the block itself; and as `grn.relative` the ratios of the norms to the mean norm;
-/// - samples of what enters the stem's GELU (if it has one) as `initial_conv.1`, of the normalised rows `downsample_layers.N.0` and `norm`, of what enters
-///   a block's GELU as `pwconv1`, and of `grn` without its beta.
+/// - largest outputs of `initial_conv.0` (MMEarth's stem alone), `stem.0`, `stem.1` and of `downsample_layers.N.1`; in a block, of
+///   `dwconv`, `pwconv2` and, as `output`, of the block itself; and as `grn.relative` the ratios of the norms to the mean norm;
+/// - samples of what enters the stem's GELU as `initial_conv.1` (MMEarth's stem alone), of the normalised rows `downsample_layers.N.0`
+///   and `norm`, of what enters a block's GELU as `pwconv1`, and of `grn` without its beta.
 pub fn observe(
     x: &Tensor,
     params: &Params,
