@@ -1,4 +1,4 @@
-//! The ConvNeXt V2 encoder with MMEarth's stem.
+//! The ConvNeXt V2 encoder, with MMEarth's stem or its own.
 //!
 //! Global Response Normalization takes its norms per sample, over the visible positions alone, in use always and in
 //! pretraining unless [`Grn::Batch`](crate::ops::Grn) is asked for.
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
-use nadir::model::Architecture;
+use nadir::model::{Architecture, StemPadding};
 use nadir_formats::{Tensor as Array, expected_shapes};
 use rand::rngs::StdRng;
 
@@ -16,6 +16,15 @@ use crate::ops::grid::{Geometry, Grid};
 use crate::ops::rounding::Rounding;
 use crate::ops::{self, Grn};
 use crate::params::{Init, Params, fresh};
+
+/// The stem in the geometry of pretraining, whose map has the positions of whole patches: same padding, or none where that is no
+/// question.
+pub(crate) fn whole_patches(stem: StemPadding) -> StemPadding {
+    match stem {
+        StemPadding::Same | StemPadding::None => StemPadding::Same,
+        StemPadding::Patchify => StemPadding::Patchify,
+    }
+}
 
 /// The encoder: weights and the shape that they belong to. Cloning shares the weights.
 #[derive(Clone, Debug)]
@@ -58,6 +67,7 @@ impl Encoder {
         device: &Device,
     ) -> Result<Self> {
         architecture.validate().map_err(candle_core::Error::wrap)?;
+        architecture.validate_bands(bands).map_err(candle_core::Error::wrap)?;
         let shapes = expected_shapes(architecture, bands);
         for (name, shape) in &shapes {
             match tensors.get(name) {

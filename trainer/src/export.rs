@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail, ensure};
 use nadir_formats::Encoder as EncoderFile;
 
+use crate::import::Naming;
+
 pub use onnx::{INPUT, OUTPUT, onnx};
 pub use verify::{BOUND, Verified, verify};
 
@@ -31,8 +33,8 @@ pub fn write_onnx(file: &EncoderFile, batch: Option<usize>, path: &Path) -> Resu
     Ok(verified)
 }
 
-/// Writes the tensors under the names of MMEarth's dense encoder (Meta's ConvNeXt V2 with MMEarth's stem), f32, with
-/// `format: pt` in the metadata, and the card beside them as `NAME.card.json`; returns the card's path.
+/// Writes the tensors under the names of MMEarth's dense encoder (Meta's ConvNeXt V2 with MMEarth's stem), or Meta's own where the stem is
+/// a patchify stem, f32, with `format: pt` in the metadata, and the card beside them as `NAME.card.json`; returns the card's path.
 ///
 /// The encoder takes normalised tiles in PyTorch: `(value - mean) / std` by the card, and 0 where there is no data.
 ///
@@ -48,6 +50,8 @@ pub fn write_pytorch(file: &EncoderFile, path: &Path) -> Result<PathBuf> {
     nadir_formats::write_atomic(&beside, card.as_bytes())?;
     // Transformers and others refuse a file without it.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    crate::import::whole::write_safetensors(path, &file.tensors, metadata)?;
+    let patchify = file.card.architecture.is_patchify();
+    let named = file.tensors.iter().map(|(name, tensor)| (Naming::Meta.name(name, patchify), tensor.clone()));
+    crate::import::whole::write_safetensors(path, &named.collect(), metadata)?;
     Ok(beside)
 }

@@ -20,11 +20,11 @@ pub(crate) mod whole;
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, ensure};
-use nadir::model::StemPadding;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nadir::model::{Architecture, StemPadding};
 use nadir_formats::{Encoder as EncoderFile, ModelCard, Provenance, Tensor as Array};
 
-pub use bands::{THREE, TWELVE};
+pub use bands::{IMAGENET, THREE, TWELVE};
 pub use names::Naming;
 use names::Size;
 use source::Source;
@@ -37,19 +37,25 @@ pub const LICENCE: &str = "not clear: the LICENSE of MMEarth-train holds the MIT
      CC BY-NC 4.0, and says of neither that it is the weights'; until their authors do, take them as CC BY-NC 4.0, \
      not for commercial use";
 
+/// What is known of the licence of a file with a patchify stem, in one line.
+pub const LICENCE_OF_META: &str = "not said by the file; Meta's weights of ConvNeXt V2, which timm hands on, are CC BY-NC 4.0, not for \
+     commercial use";
+
 /// What a checkpoint does not say of the encoder that it becomes.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Geometry of the stem: that of pretraining (`Same`) or of MMEarth's released classifier (`None`).
-    pub stem_padding: StemPadding,
-    /// Whose statistics normalise the bands.
+    /// Geometry of MMEarth's stem: that of pretraining (`Same`, also if not given) or of MMEarth's released classifier (`None`). For
+    /// a patchify stem it is not to be given.
+    pub stem_padding: Option<StemPadding>,
+    /// Whose statistics normalise the bands, if they are MMEarth's.
     pub level: Level,
-    /// The bands in the encoder's order; MMEarth's 12 or 3 if not given.
+    /// The bands in the encoder's order, with MMEarth's statistics. If not given, MMEarth's 12 or 3; with a patchify stem the 3 of
+    /// ImageNet.
     pub bands: Option<Vec<String>>,
-    /// Side of the tiles in pixels; 7 patches, as in MMEarth's pretraining, if not given.
+    /// Side of the tiles in pixels; 7 patches, as in MMEarth's pretraining and in ImageNet's models, if not given.
     pub tile_size: Option<u16>,
-    /// Epsilon of Global Response Normalization. If not given, 1e-6 as in MMEarth's sparse pretraining and in timm, and
-    /// 1e-4 as in MMEarth's dense encoders for those and for `StemPadding::None`.
+    /// Epsilon of Global Response Normalization. If not given, 1e-6 as in MMEarth's sparse pretraining, in timm and with a patchify
+    /// stem, and 1e-4 as in MMEarth's dense encoders for those and for `StemPadding::None`.
     pub grn_eps: Option<f32>,
     /// Name of the model, at most 32 bytes; made of what it is if not given.
     pub name: Option<String>,
@@ -57,14 +63,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            stem_padding: StemPadding::Same,
-            level: Level::L2a,
-            bands: None,
-            tile_size: None,
-            grn_eps: None,
-            name: None,
-        }
+        Self { stem_padding: None, level: Level::L2a, bands: None, tile_size: None, grn_eps: None, name: None }
     }
 }
 
@@ -102,11 +101,28 @@ fn from_source(source: &Source, file: &str, options: &Options) -> Result<Importe
     let naming = Naming::of(source)?;
     let (mut architecture, count) = names::shape(naming, source)?;
     let patch = architecture.patch_size;
-    let dense = naming == Naming::Meta || options.stem_padding == StemPadding::None;
-    architecture.stem_padding = options.stem_padding;
+    let patchify = architecture.is_patchify();
+    if let Some(padding) = options.stem_padding {
+        ensure!(
+            !patchify && padding != StemPadding::Patchify,
+            "--stem-padding {} is about MMEarth's stem; that of this file is {}",
+            name_of(padding),
+            if patchify { "one convolution whose kernel is its stride, without padding" } else { "MMEarth's" }
+        );
+        architecture.stem_padding = padding;
+    }
+    let dense = naming == Naming::Meta || architecture.stem_padding == StemPadding::None;
     architecture.tile_size = options.tile_size.unwrap_or(7 * u16::from(patch));
-    architecture.grn_eps = options.grn_eps.unwrap_or(if dense { 1e-4 } else { 1e-6 });
-    let bands = bands::cards(count, options.bands.as_deref(), options.level)?;
+    architecture.grn_eps = options.grn_eps.unwrap_or(if dense && !patchify { 1e-4 } else { 1e-6 });
+    let of_imagenet = patchify && options.bands.is_none();
+    let bands = match of_imagenet {
+        true if count == IMAGENET.len() => bands::imagenet(),
+        true => bail!(
+            "the encoder takes {count} bands, ImageNet's models take 3 (red, green, blue); name them with --bands"
+        ),
+        false => bands::cards(count, options.bands.as_deref(), options.level)?,
+    };
+    architecture.validate_bands(count)?;
     architecture.validate()?;
     ensure!(
         architecture.tile_size.is_multiple_of(u16::from(patch)),
@@ -129,12 +145,12 @@ fn from_source(source: &Source, file: &str, options: &Options) -> Result<Importe
     let mut all = source::collect(source, &wanted, ignored)?;
     let size = Size::with_dims(&architecture.dims);
     if let Some(size) = size {
-        let expected = size.parameters(patch, count);
+        let expected = size.parameters(&architecture, count);
         ensure!(
-            tensors == size.tensors() && expected.is_none_or(|n| n == parameters),
+            tensors == size.tensors(patchify) && expected.is_none_or(|n| n == parameters),
             "has {tensors} encoder tensors with {parameters} parameters, {} has {} with {expected:?}",
             size.name,
-            size.tensors()
+            size.tensors(patchify)
         );
     }
 
@@ -158,11 +174,11 @@ fn from_source(source: &Source, file: &str, options: &Options) -> Result<Importe
         architecture,
         bands,
         embedding_space: "unnamed".into(),
-        provenance: provenance(naming, file, options, final_norm),
+        provenance: provenance(naming, file, &architecture, (!of_imagenet).then_some(options.level), final_norm),
     };
     let mut encoder = EncoderFile { card, tensors: weights };
     // The same weights in another geometry give other embeddings.
-    let suffix = if options.stem_padding == StemPadding::None { "-none" } else { "" };
+    let suffix = if architecture.stem_padding == StemPadding::None { "-none" } else { "" };
     encoder.card.embedding_space = encoder.space_of_weights() + suffix;
     encoder.card.validate().map_err(|e| anyhow!(e))?;
     let parameters = parameters + if final_norm { 2 * architecture.embedding_dimension() as u64 } else { 0 };
@@ -176,23 +192,42 @@ fn default_name(naming: Naming, size: Option<&Size>, patch: u8, bands: usize) ->
     format!("{whose}-{}-p{patch}-{bands}", size.map_or("custom", |s| s.name))
 }
 
-fn provenance(naming: Naming, file: &str, options: &Options, final_norm: bool) -> Provenance {
-    // Texts of a model file are limited; a long file name is cut.
-    let file: String = file.chars().take(80).collect();
-    let (data, licence) = match naming {
-        Naming::Sparse => ("MMEarth (Nedungadi et al., 2024)".to_owned(), LICENCE.to_owned()),
-        _ => ("not said by the file".to_owned(), format!("not said by the file; if it is MMEarth's: {LICENCE}")),
-    };
-    let norm = if final_norm { "" } else { ", final LayerNorm fresh (weight 1, bias 0)" };
-    let padding = match options.stem_padding {
+/// As the command line has it.
+fn name_of(padding: StemPadding) -> &'static str {
+    match padding {
         StemPadding::Same => "same",
         StemPadding::None => "none",
+        StemPadding::Patchify => "patchify",
+    }
+}
+
+/// `level` is that of MMEarth's statistics; without it they are ImageNet's.
+fn provenance(
+    naming: Naming,
+    file: &str,
+    architecture: &Architecture,
+    level: Option<Level>,
+    final_norm: bool,
+) -> Provenance {
+    // Texts of a model file are limited; a long file name is cut.
+    let file: String = file.chars().take(80).collect();
+    let unsaid = "not said by the file".to_owned();
+    let (data, licence) = match naming {
+        Naming::Sparse => ("MMEarth (Nedungadi et al., 2024)".to_owned(), LICENCE.to_owned()),
+        _ if architecture.is_patchify() => (unsaid, LICENCE_OF_META.to_owned()),
+        _ => (unsaid, format!("not said by the file; if it is MMEarth's: {LICENCE}")),
     };
-    let level = match options.level {
-        Level::L1c => "L1C",
-        Level::L2a => "L2A",
+    let norm = if final_norm { "" } else { ", final LayerNorm fresh (weight 1, bias 0)" };
+    let stem = match architecture.is_patchify() {
+        true => "patchify stem".to_owned(),
+        false => format!("stem padding {}", name_of(architecture.stem_padding)),
     };
-    let recipe = format!("import of {file}, stem padding {padding}, statistics of level {level}{norm}");
+    let statistics = match level {
+        Some(Level::L1c) => "level L1C",
+        Some(Level::L2a) => "level L2A",
+        None => "ImageNet",
+    };
+    let recipe = format!("import of {file}, {stem}, statistics of {statistics}{norm}");
     Provenance { made_by: crate::run::made_by(), data, recipe, licence }
 }
 

@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use nadir::model::StemPadding;
 use nadir_formats::{Encoder as EncoderFile, Matrix, Pixels, Tiles};
 use nadir_trainer::encoder::Encoder;
-use nadir_trainer::import::{Imported, Options, Whole, import};
+use nadir_trainer::import::{Imported, Naming, Options, Whole, import};
 use nadir_trainer::mask::Mask;
 use nadir_trainer::mpmae::{Target, TaskKind};
 use safetensors::SafeTensors;
@@ -40,7 +40,11 @@ fn tensor(from: usize, shape: &[usize]) -> Tensor {
 }
 
 fn read(name: &str, stem_padding: StemPadding, tile_size: u16) -> Imported {
-    import(&fixture(name), &Options { stem_padding, tile_size: Some(tile_size), ..Options::default() }).unwrap()
+    import(
+        &fixture(name),
+        &Options { stem_padding: Some(stem_padding), tile_size: Some(tile_size), ..Options::default() },
+    )
+    .unwrap()
 }
 
 fn embed(imported: &Imported, x: &Tensor) -> Vec<f32> {
@@ -78,6 +82,20 @@ fn dense_names_of_meta_and_timm_give_the_same_encoder() {
         for (name, tensor) in sparse.encoder.tensors.iter().filter(|(name, _)| !name.starts_with("norm.")) {
             assert_eq!(tensor, imported.encoder.tensor(name), "{name}");
         }
+    }
+}
+
+#[test]
+fn patchify_stems_of_meta_and_timm_embed_as_timm_does() {
+    let (expected, x) = (&expected()["patchify"], tensor(17, &[2, 3, 64, 64]));
+    for (name, naming) in [("patchify-meta.pth", Naming::Meta), ("patchify-timm.safetensors", Naming::Timm)] {
+        let options = Options { tile_size: Some(64), ..Options::default() };
+        let imported = import(&fixture(name), &options).unwrap();
+        let error = relative(&embed(&imported, &x), expected);
+        println!("{name}: relative error {error:.2e}");
+        assert!(error <= 1e-5 && imported.final_norm && imported.naming == naming, "{name}: {error}");
+        let a = imported.encoder.card.architecture;
+        assert_eq!((a.stem_padding, a.patch_size, a.grn_eps), (StemPadding::Patchify, 32, 1e-6));
     }
 }
 
@@ -180,6 +198,37 @@ fn a_checkpoint_goes_in_and_comes_out_as_onnx_and_for_pytorch() {
     let other = EncoderFile::read(Path::new(&model)).unwrap().card;
     assert_eq!((other.name.as_str(), other.architecture.grn_eps), ("other", 1e-4));
     assert_eq!(other.embedding_space, file.card.embedding_space + "-none");
+}
+
+#[test]
+fn a_patchify_stem_goes_in_and_comes_out_by_metas_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (model, again, third) = (path("m.safetensors"), path("p.safetensors"), path("n.safetensors"));
+    let timm = fixture("patchify-timm.safetensors");
+    let base = ["import", "--checkpoint", timm.to_str().unwrap(), "--out", &model, "--tile-size", "64"];
+    let (said, warned) = succeed(&base);
+    for part in ["patch 32, patchify stem, 3 bands, timm's names", "68 encoder tensors"] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    assert!(warned.contains("is not said by the file; Meta's weights") && warned.contains("CC BY-NC 4.0"), "{warned}");
+    let (said, _) = succeed(&["info", "--model", &model]);
+    for part in ["patches of 32, patchify stem of 4 x 4", "stem   -       4         16 x 16         204", "grey level"]
+    {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    let onnx = path("m.onnx");
+    let (said, _) = succeed(&["export", "--model", &model, "--onnx", &onnx, "--safetensors", &again]);
+    assert!(said.contains("3 random tiles have our embeddings") && said.contains("68 tensors"), "{said}");
+    let bytes = std::fs::read(&again).unwrap();
+    let names = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(names.tensor("downsample_layers.0.0.weight").unwrap().shape(), [4, 3, 4, 4]);
+    // What Meta's model takes is what it gives.
+    let (said, _) = succeed(&["import", "--checkpoint", &again, "--out", &third, "--tile-size", "64"]);
+    assert!(said.contains("Meta's names"), "{said}");
+    let [model, third] = [model.clone(), third].map(|path| EncoderFile::read(Path::new(&path)).unwrap());
+    assert_eq!((model.tensors, model.card.embedding_space), (third.tensors, third.card.embedding_space));
+    refuse(&[&base[..], &["--stem-padding", "same"]].concat(), &["--stem-padding same is about MMEarth's stem"]);
 }
 
 /// A zip archive as PyTorch writes it, with this pickle.

@@ -7,7 +7,7 @@ use nadir::model::{Architecture, StemPadding};
 use nadir_trainer::encoder::Encoder;
 use nadir_trainer::mask::Mask;
 use nadir_trainer::ops::grid::{Geometry, Grid};
-use nadir_trainer::ops::{self, BlockParams, Grn, elementary};
+use nadir_trainer::ops::{self, BlockParams, Grn, PatchifyParams, elementary};
 use nadir_trainer::params::Params;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -147,6 +147,10 @@ fn encoders() {
         (32, 16, StemPadding::Same, true),
         (48, 16, StemPadding::None, false),
         (64, 32, StemPadding::None, false),
+        (24, 8, StemPadding::Patchify, true),
+        (49, 16, StemPadding::Patchify, false),
+        (96, 32, StemPadding::Patchify, true),
+        (64, 32, StemPadding::Patchify, false),
     ] {
         let arch = Architecture { tile_size, patch_size, stem_padding, ..small };
         let side = usize::from(tile_size) / usize::from(patch_size);
@@ -171,6 +175,23 @@ fn encoders() {
     }
 }
 
+/// Compares some elements of the gradient of `f` by `var` with central differences.
+fn compare_with_differences(var: &Var, gradient: &Tensor, f: impl Fn() -> Tensor) {
+    let (exact, value) = (as_f64(gradient), var.as_tensor().copy().unwrap());
+    let flat = as_f64(&value);
+    for at in (0..flat.len()).step_by(1 + flat.len() / 6) {
+        let shifted = |by: f64| {
+            let mut moved = flat.clone();
+            moved[at] += by;
+            var.set(&Tensor::from_vec(moved, value.shape(), &Device::Cpu).unwrap()).unwrap();
+            f().to_scalar::<f64>().unwrap()
+        };
+        let slope = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
+        var.set(&value).unwrap();
+        assert!((slope - exact[at]).abs() <= 1e-6 * (1.0 + slope.abs()), "{slope} and {}", exact[at]);
+    }
+}
+
 /// The elementary block's gradient by central differences, at channels whose norm is 0 too.
 #[test]
 fn elementary_gradients_are_those_of_differences() {
@@ -184,20 +205,8 @@ fn elementary_gradients_are_those_of_differences() {
             score(&block(&tensors, &grid, grn).unwrap()).unwrap()
         };
         let gradients = f().backward().unwrap();
-        for (var, value) in vars.iter().zip(&values) {
-            let exact = as_f64(gradients.get(var).unwrap());
-            let flat = as_f64(value);
-            for at in (0..flat.len()).step_by(1 + flat.len() / 6) {
-                let shifted = |by: f64| {
-                    let mut moved = flat.clone();
-                    moved[at] += by;
-                    var.set(&Tensor::from_vec(moved, value.shape(), &Device::Cpu).unwrap()).unwrap();
-                    f().to_scalar::<f64>().unwrap()
-                };
-                let slope = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
-                var.set(value).unwrap();
-                assert!((slope - exact[at]).abs() <= 1e-6 * (1.0 + slope.abs()), "{slope} and {}", exact[at]);
-            }
+        for var in &vars {
+            compare_with_differences(var, gradients.get(var).unwrap(), f);
         }
     }
     let zeros = Var::from_tensor(&Tensor::zeros((4, 3), DType::F32, &Device::Cpu).unwrap()).unwrap();
@@ -205,6 +214,57 @@ fn elementary_gradients_are_those_of_differences() {
     let y = elementary::grn(&zeros, &gamma, &beta, 2, 1e-6).unwrap();
     let gradients = score(&y).unwrap().backward().unwrap();
     assert!(as_f64(gradients.get(&zeros).unwrap()).iter().all(|g| g.is_finite()));
+}
+
+/// A patchify stem is a convolution of visible patches: values against candle's convolution, gradients by central differences.
+#[test]
+fn patchify_stems() {
+    let mut rng = StdRng::seed_from_u64(7);
+    let named = Architecture::named("yocto", 50, 16).unwrap();
+    for (tile_size, masked) in [(50, false), (48, false), (48, true)] {
+        let arch = Architecture { tile_size, stem_padding: StemPadding::Patchify, ..named };
+        // All patches of a mask, in its order of patches, and some.
+        for hidden in if masked { &[0.0, 0.5][..] } else { &[0.0] } {
+            let mask = masked.then(|| Mask::random(2, 3, *hidden, &mut rng));
+            let geometry = Geometry::new(&arch, 2, mask.as_ref()).unwrap();
+            let (side, d) = (usize::from(tile_size), 5);
+            let mut x = random(&[2, 3, side, side], &mut rng).to_dtype(DType::F64).unwrap();
+            let shapes: [&[usize]; 4] = [&[d, 3, 2, 2], &[d], &[d], &[d]];
+            let values = shapes.map(|shape| random(shape, &mut rng).to_dtype(DType::F64).unwrap());
+
+            // All positions, then those that are visible.
+            let map = x.conv2d(&values[0], 0, 2, 1, 1).unwrap().permute((0, 2, 3, 1)).unwrap().contiguous().unwrap();
+            let rows = map.reshape(((), d)).unwrap().broadcast_add(&values[1]).unwrap();
+            let rows = elementary::layer_norm(&rows, &values[2], &values[3], 1e-6).unwrap();
+            let grid = &geometry.grids[0];
+            let each = grid.side * grid.side;
+            let of = |sample: usize| grid.positions(sample).iter().map(move |at| (sample * each) as u32 + at);
+            let index: Vec<u32> = (0..2).flat_map(of).collect();
+            assert_eq!(index.len(), 2 * grid.rows);
+            let wanted = rows.index_select(&Tensor::new(index, &Device::Cpu).unwrap(), 0).unwrap();
+            // Hidden pixels may be anything.
+            if let Some(pixels) = geometry.pixel_mask(&Device::Cpu).unwrap() {
+                let pixels = pixels.broadcast_as(x.shape()).unwrap().to_dtype(DType::U8).unwrap();
+                let nan = (x.zeros_like().unwrap() * f64::NAN).unwrap();
+                x = pixels.where_cond(&x, &nan).unwrap();
+            }
+            let vars: Vec<Var> = values.iter().map(|v| Var::from_tensor(v).unwrap()).collect();
+            let rows = |dtype: DType| {
+                let p = |i: usize| vars[i].to_dtype(dtype).unwrap();
+                let p = PatchifyParams { weight: p(0), bias: p(1), norm_weight: p(2), norm_bias: p(3) };
+                ops::patchify(&x.to_dtype(dtype).unwrap(), &p, &geometry, 1e-6).unwrap()
+            };
+            assert!(relative(&rows(DType::F64), &wanted) <= 1e-13 && relative(&rows(DType::F32), &wanted) <= 1e-6);
+
+            let gradients = |dtype| score(&rows(dtype)).unwrap().backward().unwrap();
+            let (exact, fused) = (gradients(DType::F64), gradients(DType::F32));
+            for (at, var) in vars.iter().enumerate() {
+                let error = relative(fused.get(var).unwrap(), exact.get(var).unwrap());
+                assert!(error <= 5e-6, "gradient {at}: relative error {error}");
+                compare_with_differences(var, exact.get(var).unwrap(), || score(&rows(DType::F64)).unwrap());
+            }
+        }
+    }
 }
 
 /// A block all of whose wide channels are zero has finite gradients, fused too.

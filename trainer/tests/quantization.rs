@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use nadir::model::Architecture;
+use nadir::model::{Architecture, StemPadding};
 use nadir_formats::expected_shapes;
 use nadir_trainer::ops::grid::Geometry;
 use nadir_trainer::ops::rounding::{BlockRounding, Rounding, Steps};
-use nadir_trainer::ops::{self, BlockParams, DownsampleParams, StemParams, elementary};
+use nadir_trainer::ops::{self, BlockParams, DownsampleParams, PatchifyParams, StemParams, elementary};
 use nadir_trainer::params::Params;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -72,8 +72,17 @@ fn stem(x: &Tensor, p: &StemParams, stride: usize, steps: &Steps) -> Result<Tens
     elementary::layer_norm(&y, &p.norm2_weight, &p.norm2_bias, EPS)
 }
 
+fn patchify(x: &Tensor, p: &PatchifyParams, stride: usize) -> Result<Tensor> {
+    let y = x.conv2d(&p.weight, 0, stride, 1, 1)?.permute((0, 2, 3, 1))?.contiguous()?;
+    let y = y.reshape(((), p.bias.dim(0)?))?.broadcast_add(&p.bias)?;
+    elementary::layer_norm(&y, &p.norm_weight, &p.norm_bias, EPS)
+}
+
 fn encode(x: &Tensor, params: &Params, arch: &Architecture, geometry: &Geometry, r: &Rounding) -> Result<Tensor> {
-    let mut map = stem(x, &StemParams::of(params), arch.stem_stride(), &r.stem)?;
+    let mut map = match &r.stem {
+        Some(steps) => stem(x, &StemParams::of(params), arch.stem_stride(), steps)?,
+        None => patchify(x, &PatchifyParams::of(params), arch.stem_stride())?,
+    };
     for stage in 0..4 {
         if stage > 0 {
             let own = DownsampleParams::of(params, stage - 1);
@@ -109,7 +118,7 @@ fn rounding(arch: &Architecture, range: f32, finer: f32) -> Rounding {
         vec![block; usize::from(arch.depths[stage])]
     });
     Rounding {
-        stem: index(arch.dim(0)),
+        stem: (!arch.is_patchify()).then(|| index(arch.dim(0))),
         downsamples: (0..3).map(|stage| own(arch.dim(stage))).collect(),
         blocks: blocks.collect(),
     }
@@ -118,12 +127,19 @@ fn rounding(arch: &Architecture, range: f32, finer: f32) -> Rounding {
 /// Rounded to eight bits, and so finely that only the cut at the ends is left; without any value out of range, and with many.
 #[test]
 fn rounding_follows_f64() {
+    for stem_padding in [StemPadding::Same, StemPadding::Patchify] {
+        follow(stem_padding);
+    }
+}
+
+fn follow(stem_padding: StemPadding) {
     let mut rng = StdRng::seed_from_u64(3);
     let arch = Architecture {
         dims: [6, 8, 10, 12],
         depths: [1, 1, 2, 1],
         ln_eps: EPS,
         grn_eps: EPS,
+        stem_padding,
         ..Architecture::named("yocto", 32, 16).unwrap()
     };
     let geometry = Geometry::new(&arch, 2, None).unwrap();

@@ -30,8 +30,8 @@ pub struct Export {
     #[arg(long, value_name = "N", requires = "onnx", value_parser = clap::value_parser!(u16).range(1..=4096))]
     batch: Option<u16>,
 
-    /// Where to write the tensors by the names of MMEarth's dense encoder (Meta's ConvNeXt V2 with MMEarth's stem); the
-    /// card goes beside them as NAME.card.json. This encoder takes normalised tiles
+    /// Where to write the tensors by the names of MMEarth's dense encoder (Meta's ConvNeXt V2 with MMEarth's stem), or Meta's
+    /// own where the stem is patchify; the card goes beside them as NAME.card.json. This encoder takes normalised tiles
     #[arg(long, value_name = "Y.safetensors")]
     safetensors: Option<PathBuf>,
 }

@@ -9,19 +9,20 @@ use nadir::model::StemPadding;
 use super::info::thousands;
 use crate::data::mmearth::Level;
 use crate::data::names;
-use crate::import::{self, Imported, LICENCE, Naming, Options};
+use crate::import::{self, Imported, Naming, Options};
 
 /// Turn a checkpoint of MMEarth, or a ConvNeXt V2 encoder of PyTorch, into a model
 ///
 /// Reads MMEarth's checkpoint-199.pth as it is: the pickle in it is read as data, nothing in it is run. Tensors are
 /// checked by name, shape and number; what is missing or unexpected is listed whole. Also takes encoders with Meta's or
-/// timm's names, in PyTorch's format or safetensors, if they have MMEarth's stem.
+/// timm's names, in PyTorch's format or safetensors, with MMEarth's stem or ConvNeXt's own (patchify).
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   trainer import --checkpoint checkpoint-199.pth --out atto.safetensors
   trainer import --checkpoint checkpoint-199.pth --stem-padding none --level l1c --out atto.safetensors
   trainer import --checkpoint checkpoint-199.pth --out atto.safetensors --whole mpmae.safetensors
+  trainer import --checkpoint convnextv2_atto_1k_224_ema.pt --out imagenet.safetensors
 
 Mind the licence of the weights: see docs/checkpoints.md.")]
 pub struct Import {
@@ -37,24 +38,27 @@ pub struct Import {
     #[arg(long, value_name = "W.safetensors")]
     whole: Option<PathBuf>,
 
-    /// Borders of the stem: same as in pretraining, none as in MMEarth's released classifier
-    #[arg(long, value_name = "HOW", default_value = "same")]
-    stem_padding: Padding,
+    /// Borders of MMEarth's stem: same as in pretraining, none as in its released classifier; not for patchify stems, which
+    /// have none [default: same]
+    #[arg(long, value_name = "HOW")]
+    stem_padding: Option<Padding>,
 
-    /// Level of the Sentinel-2 tiles that the encoder is to read; its statistics go into the card
+    /// Level of the Sentinel-2 tiles that the encoder is to read; its statistics go into the card, unless the bands are
+    /// ImageNet's
     #[arg(long, value_name = "LEVEL", default_value = "l2a")]
     level: Level,
 
-    /// Names of the encoder's bands, in its order [default: MMEarth's 12, or B2,B3,B4]
+    /// Names of the encoder's bands, in its order, with MMEarth's statistics [default: MMEarth's 12, or B2,B3,B4; with a
+    /// patchify stem ImageNet's red, green and blue as B4,B3,B2 in grey levels]
     #[arg(long, value_name = "NAMES")]
     bands: Option<String>,
 
-    /// Side of the tiles in pixels [default: 7 patches, as in pretraining]
+    /// Side of the tiles in pixels [default: 7 patches, as in pretraining: 56, 112 or 224]
     #[arg(long, value_name = "N")]
     tile_size: Option<u16>,
 
-    /// Epsilon of Global Response Normalization [default: 1e-6 as in sparse pretraining and timm; 1e-4 as in MMEarth's
-    /// dense encoders for those, and with --stem-padding none]
+    /// Epsilon of Global Response Normalization [default: 1e-6 as in sparse pretraining, timm and patchify models; 1e-4 as in
+    /// MMEarth's dense encoders for those, and with --stem-padding none]
     #[arg(long, value_name = "EPS", value_parser = super::positive)]
     grn_eps: Option<f64>,
 
@@ -74,10 +78,10 @@ enum Padding {
 impl Import {
     pub(super) fn run(self) -> Result<()> {
         let options = Options {
-            stem_padding: match self.stem_padding {
+            stem_padding: self.stem_padding.map(|padding| match padding {
                 Padding::Same => StemPadding::Same,
                 Padding::None => StemPadding::None,
-            },
+            }),
             level: self.level,
             bands: self.bands.as_deref().map(|list| names("bands", list)).transpose()?,
             tile_size: self.tile_size,
@@ -98,8 +102,7 @@ impl Import {
         if let (Some(path), Some(whole)) = (&self.whole, &imported.whole) {
             println!("{}: {} parameters", path.display(), thousands(whole.count() as u64));
         }
-        let whose = if imported.naming == Naming::Sparse { "" } else { ", if they are MMEarth's," };
-        eprintln!("trainer: the licence of these weights{whose} is {LICENCE}");
+        eprintln!("trainer: the licence of these weights is {}", card.provenance.licence);
         Ok(())
     }
 }
@@ -114,8 +117,9 @@ fn describe(i: &Imported) -> String {
     };
     let size = i.size.map_or_else(|| format!("dims {:?}, depths {:?}", a.dims, a.depths), str::to_owned);
     let mut text = format!(
-        "{size}, patch {}, {} bands, {names}; {} encoder tensors, {} parameters",
+        "{size}, patch {}{}, {} bands, {names}; {} encoder tensors, {} parameters",
         a.patch_size,
+        if a.is_patchify() { ", patchify stem" } else { "" },
         card.bands.len(),
         i.tensors,
         thousands(i.parameters)

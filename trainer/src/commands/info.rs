@@ -41,14 +41,20 @@ fn model(path: &Path) -> Result<()> {
     println!("{}: {}", path.display(), card.name);
     println!("embedding        {} dimensions, space {}", a.embedding_dimension(), card.embedding_space);
     println!(
-        "input            {bands} bands of {0} x {0} pixels, patches of {1}, stem padding {2:?}",
-        a.tile_size, a.patch_size, a.stem_padding
+        "input            {bands} bands of {0} x {0} pixels, patches of {1}, {2}",
+        a.tile_size,
+        a.patch_size,
+        match a.is_patchify() {
+            true => format!("patchify stem of {0} x {0}", a.stem_stride()),
+            false => format!("stem padding {:?}", a.stem_padding),
+        }
     );
     println!("parameters       {}", thousands(a.parameters(bands)));
     println!("multiply-adds    {} a tile", thousands(a.macs(bands)));
     println!("epsilons         LayerNorm {:e}, Global Response Normalization {:e}", a.ln_eps, a.grn_eps);
     println!("\nstage  blocks  channels  grid     parameters");
-    println!("stem   -       {:<8}  {:<7}  {:>10}", a.dim(0), grid(a.initial_grid()), thousands(of_part(&file, None)));
+    let of_stem = if a.is_patchify() { a.grid(0) } else { a.initial_grid() };
+    println!("stem   -       {:<8}  {:<7}  {:>10}", a.dim(0), grid(of_stem), thousands(of_part(&file, None)));
     for stage in 0..nadir::model::STAGES {
         println!(
             "{stage}      {:<6}  {:<8}  {:<7}  {:>10}",

@@ -232,12 +232,16 @@ impl Graph<'_> {
 
     fn encoder(&mut self) {
         let a = self.file.card.architecture;
-        let x = self.normalise(INPUT);
-        let x = self.conv(&x, "initial_conv.0", 1, a.initial_padding(), 1);
-        let x = self.norm_channels(&x, "initial_conv.1");
-        let x = self.add("Gelu", &[&x], vec![]);
-        let x = self.conv(&x, "stem.0", a.stem_stride(), a.stem_pad(), a.dim(0));
-        let mut x = self.norm_channels(&x, "stem.1");
+        let mut x = self.normalise(INPUT);
+        let mut groups = 1;
+        if !a.is_patchify() {
+            x = self.conv(&x, "initial_conv.0", 1, a.initial_padding(), 1);
+            x = self.norm_channels(&x, "initial_conv.1");
+            x = self.add("Gelu", &[&x], vec![]);
+            groups = a.dim(0);
+        }
+        x = self.conv(&x, "stem.0", a.stem_stride(), a.stem_pad(), groups);
+        x = self.norm_channels(&x, "stem.1");
         for stage in 0..nadir::model::STAGES {
             if stage > 0 {
                 let name = format!("downsample_layers.{}", stage - 1);

@@ -138,9 +138,14 @@ mod tests {
     fn tract_gives_our_embeddings() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("e.onnx");
-        for (patch, padding) in
-            [(8, StemPadding::Same), (8, StemPadding::None), (16, StemPadding::None), (32, StemPadding::Same)]
-        {
+        for (patch, padding) in [
+            (8, StemPadding::Same),
+            (8, StemPadding::None),
+            (16, StemPadding::None),
+            (32, StemPadding::Same),
+            (16, StemPadding::Patchify),
+            (32, StemPadding::Patchify),
+        ] {
             for batch in [None, Some(2)] {
                 let file = file(patch, padding);
                 let found = write_onnx(&file, batch, &path).unwrap();

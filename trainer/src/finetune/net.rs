@@ -11,9 +11,8 @@ use std::collections::BTreeMap;
 use super::path::{Dropped, stages};
 use super::unet;
 use crate::data::{AS_IS, Labels, NO_CLASS, Symmetry, input, source};
-use crate::encoder::Encoder;
+use crate::encoder::{Encoder, whole_patches};
 use crate::ops;
-use crate::ops::StemParams;
 use crate::ops::grid::Geometry;
 use crate::params::{Init, Params, fresh};
 use crate::run::Progress;
@@ -70,7 +69,7 @@ impl Net {
     ) -> Result<Self> {
         let pixels = matches!(labels, Labels::Map { .. } | Labels::NumberMap { .. });
         let own = encoder.architecture().stem_padding;
-        let encoder = for_side(encoder, side, if pixels { StemPadding::Same } else { own })?;
+        let encoder = for_side(encoder, side, if pixels { whole_patches(own) } else { own })?;
         let architecture = encoder.architecture();
         let patch = usize::from(architecture.patch_size);
         ensure!(!pixels || side.is_multiple_of(patch), "a UNet takes whole patches: {side} pixels are none of {patch}");
@@ -125,7 +124,7 @@ impl Net {
         let rows = match dropped {
             None => ops::encode(x, params, a, &geometry, None)?,
             Some(_) => {
-                let rows = ops::stem(x, &StemParams::of(params), &geometry, a.ln_eps)?;
+                let rows = ops::enter(x, params, a, &geometry)?;
                 stages(rows, params, a, &geometry, dropped)?.swap_remove(3)
             }
         };

@@ -10,7 +10,8 @@
 //! | 3 | with d0 to d0 | patch / 8 | the initial convolution |
 //! | 4 | with d0 to d0 / 2 | 1 | |
 //!
-//! then a linear head on every pixel. The geometry is that of pretraining: everything padded to the same size.
+//! then a linear head on every pixel. The geometry is that of pretraining: everything padded to the same size. A patchify stem has no
+//! initial convolution: there nothing joins after step 3.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +32,7 @@ pub fn decoder_shapes(architecture: &Architecture, outputs: usize) -> BTreeMap<S
     let d = |stage: usize| architecture.dim(stage);
     let half = |n: usize| (n / 2).max(1);
     let out = [half(d(3)), half(d(2)), half(d(1)), d(0), half(d(0))];
-    let joined = [0, d(2), d(1), d(0), d(0)];
+    let joined = [0, d(2), d(1), d(0), if architecture.is_patchify() { 0 } else { d(0) }];
     let mut shapes = BTreeMap::new();
     let mut before = d(3);
     for step in 0..STEPS {
@@ -62,15 +63,21 @@ pub fn forward(
         candle_core::bail!("the UNet takes whole patches of {} pixels, not {side}", architecture.patch_size);
     }
     let eps = architecture.ln_eps;
-    let stem = StemParams::of(encoder);
-    let pixels = x.permute((0, 2, 3, 1))?.reshape((batch * side * side, bands))?;
-    let initial = convolution(&pixels, &stem.conv_weight, &stem.conv_bias, batch, side)?;
-    let initial = ops::layer_norm(&initial, &stem.norm1_weight, &stem.norm1_bias, eps)?.gelu_erf()?;
-    let stemmed = depthwise_stem(&initial, &stem, batch, side, geometry.stride)?;
-    let stemmed = ops::layer_norm(&stemmed, &stem.norm2_weight, &stem.norm2_bias, eps)?;
+    let (initial, stemmed) = match architecture.is_patchify() {
+        true => (None, ops::enter(x, encoder, architecture, &geometry)?),
+        false => {
+            let stem = StemParams::of(encoder);
+            let pixels = x.permute((0, 2, 3, 1))?.reshape((batch * side * side, bands))?;
+            let initial = convolution(&pixels, &stem.conv_weight, &stem.conv_bias, batch, side)?;
+            let initial = ops::layer_norm(&initial, &stem.norm1_weight, &stem.norm1_bias, eps)?.gelu_erf()?;
+            let stemmed = depthwise_stem(&initial, &stem, batch, side, geometry.stride)?;
+            let stemmed = ops::layer_norm(&stemmed, &stem.norm2_weight, &stem.norm2_bias, eps)?;
+            (Some(initial), stemmed)
+        }
+    };
     let maps = stages(stemmed.clone(), encoder, architecture, &geometry, dropped)?;
 
-    let joins = [Some(&maps[2]), Some(&maps[1]), Some(&stemmed), Some(&initial), None];
+    let joins = [Some(&maps[2]), Some(&maps[1]), Some(&stemmed), initial.as_ref(), None];
     let factors = [2, 2, 2, geometry.stride, 1];
     let (mut rows, mut at) = (maps[3].clone(), geometry.grids[3].side);
     for step in 0..STEPS {

@@ -1,4 +1,4 @@
-//! The Sentinel-2 bands of MMEarth and their statistics.
+//! The Sentinel-2 bands of MMEarth and their statistics, and the colours of ImageNet.
 
 use anyhow::{Context, Result, bail};
 use nadir_formats::{BandCard, canonical_band};
@@ -30,7 +30,24 @@ const STATISTICS: [(&str, f64, f64, f64, f64); 12] = [
     ("B12", 1811.7986415136786, 1390.6781165633136, 1464.8020890030184, 1140.1057025823181),
 ];
 
-/// The cards of an encoder's bands: those named, or MMEarth's if it takes 12 or 3.
+/// ImageNet's red, green and blue by the names of Sentinel-2's bands of these colours, with mean and standard deviation of values from
+/// 0 to 1, which all models trained on ImageNet share.
+pub const IMAGENET: [(&str, f32, f32); 3] = [("B4", 0.485, 0.229), ("B3", 0.456, 0.224), ("B2", 0.406, 0.225)];
+
+/// The cards of ImageNet's colours, in grey levels from 0 to 255; every level is data.
+pub(super) fn imagenet() -> Vec<BandCard> {
+    let card = |(name, mean, std): (&str, f32, f32)| BandCard {
+        name: name.into(),
+        unit: "grey level".into(),
+        mean: 255.0 * mean,
+        std: 255.0 * std,
+        no_data: None,
+        saturation: None,
+    };
+    IMAGENET.map(card).into()
+}
+
+/// The cards of an encoder's bands with MMEarth's statistics: those named, or MMEarth's if it takes 12 or 3.
 ///
 /// # Errors
 /// If their number is not the encoder's, or MMEarth has no statistics of one.
@@ -66,6 +83,16 @@ pub(super) fn cards(count: usize, named: Option<&[String]>, level: Level) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn imagenet_is_red_first() {
+        let cards = imagenet();
+        assert_eq!(cards.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["B4", "B3", "B2"]);
+        // As MMSegmentation and others write them: 123.675, 116.28, 103.53 and 58.395, 57.12, 57.375.
+        for (card, (mean, std)) in cards.iter().zip([(123.675, 58.395), (116.28, 57.12), (103.53, 57.375)]) {
+            assert!((card.mean - mean).abs() < 1e-4 && (card.std - std).abs() < 1e-4, "{card:?}");
+        }
+    }
 
     #[test]
     fn bands_and_statistics_stand_in_mmearths_order() {

@@ -6,14 +6,15 @@ use anyhow::{Result, bail, ensure};
 use nadir::model::{Architecture, STAGES, StemPadding};
 use nadir_formats::expected_shapes;
 
-use super::source::{Change, Source, Wanted};
+use super::source::{Change, Entry, Source, Wanted};
 
 /// Who named the tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naming {
     /// MMEarth's sparse pretraining (MinkowskiEngine): `encoder.stages.0.0.dwconv.kernel`.
     Sparse,
-    /// Meta's dense ConvNeXt V2 and MMEarth's dense encoder: `stages.0.0.dwconv.weight`. Nadir's own names.
+    /// Meta's dense ConvNeXt V2 and MMEarth's dense encoder: `stages.0.0.dwconv.weight`. Nadir's own names, but that Meta counts its
+    /// patchify stem as `downsample_layers.0` and the downsamplings from 1.
     Meta,
     /// timm: `stages.0.blocks.0.conv_dw.weight`.
     Timm,
@@ -38,20 +39,23 @@ impl Naming {
         }
     }
 
-    /// The name of our tensor `name` in the file.
-    fn name(self, name: &str) -> String {
+    /// The name of our tensor `name` in the file, of an encoder with a patchify stem or with MMEarth's.
+    pub(crate) fn name(self, name: &str, patchify: bool) -> String {
         let (module, part) = name.rsplit_once('.').unwrap_or(("", name));
         let kind = Kind::of(module);
         let parts: Vec<_> = module.split('.').collect();
         match (self, kind, &parts[..]) {
+            (Self::Meta, _, ["stem", at]) if patchify => format!("downsample_layers.0.{at}.{part}"),
+            (Self::Meta, _, ["downsample_layers", index, at]) if patchify => {
+                format!("downsample_layers.{}.{at}.{part}", after(index))
+            }
             (Self::Meta, ..) => name.to_owned(),
             (Self::Sparse, Kind::Full | Kind::Depthwise, _) if part == "weight" => format!("encoder.{module}.kernel"),
             (Self::Sparse, Kind::Norm, _) => format!("encoder.{module}.ln.{part}"),
             (Self::Sparse, Kind::Linear, _) => format!("encoder.{module}.linear.{part}"),
             (Self::Sparse, ..) => format!("encoder.{name}"),
             (Self::Timm, _, ["downsample_layers", index, at]) => {
-                let stage = index.parse::<usize>().map_or(0, |i| i + 1);
-                format!("stages.{stage}.downsample.{at}.{part}")
+                format!("stages.{}.downsample.{at}.{part}", after(index))
             }
             (Self::Timm, _, ["stages", stage, block, module]) => {
                 let (module, part) = match (*module, part) {
@@ -77,6 +81,11 @@ impl Naming {
             Self::Timm => format!("stages.{stage}.blocks."),
         }
     }
+}
+
+/// The stage after the downsampling `index`.
+fn after(index: &str) -> usize {
+    index.parse::<usize>().map_or(0, |i| i + 1)
 }
 
 /// What a module computes.
@@ -110,7 +119,13 @@ pub(super) fn wanted(naming: Naming, architecture: &Architecture, bands: usize) 
             (Naming::Sparse, Kind::Depthwise, [out, _, k, _]) => (vec![k * k, *out], Change::Depthwise),
             _ => (to.clone(), Change::Same),
         };
-        Wanted { from: naming.name(&name), shape, name: format!("encoder.{name}"), to, change }
+        Wanted {
+            from: naming.name(&name, architecture.is_patchify()),
+            shape,
+            name: format!("encoder.{name}"),
+            to,
+            change,
+        }
     };
     expected_shapes(architecture, bands).into_iter().filter(|(name, _)| !name.starts_with("norm.")).map(of).collect()
 }
@@ -119,7 +134,7 @@ pub(super) fn wanted(naming: Naming, architecture: &Architecture, bands: usize) 
 pub(super) fn final_norm(naming: Naming, architecture: &Architecture) -> Vec<Wanted> {
     let to = vec![architecture.embedding_dimension()];
     let of = |part: &str| Wanted {
-        from: naming.name(&format!("norm.{part}")),
+        from: naming.name(&format!("norm.{part}"), architecture.is_patchify()),
         shape: to.clone(),
         name: format!("encoder.norm.{part}"),
         to: to.clone(),
@@ -162,14 +177,19 @@ impl Size {
         SIZES.iter().find(|s| s.dims == *dims)
     }
 
-    /// Tensors of the encoder without its final norm: 10 a block, 12 in three downsamplings, 8 in front.
-    pub fn tensors(&self) -> usize {
-        self.depths.iter().map(|d| usize::from(*d)).sum::<usize>() * 10 + 20
+    /// Tensors of the encoder without its final norm: 10 a block, 12 in three downsamplings, and in front 4 of a patchify stem or 8 of
+    /// MMEarth's.
+    pub fn tensors(&self, patchify: bool) -> usize {
+        let front = if patchify { 4 } else { 8 };
+        self.depths.iter().map(|d| usize::from(*d)).sum::<usize>() * 10 + 12 + front
     }
 
-    /// Parameters for `bands` bands; none for patches of which no figure is known.
-    pub fn parameters(&self, patch: u8, bands: usize) -> Option<u64> {
-        let twelve = match patch {
+    /// Parameters of `architecture`, which is of this size, for `bands` bands; none for patches of which no figure is known.
+    pub fn parameters(&self, architecture: &Architecture, bands: usize) -> Option<u64> {
+        if architecture.is_patchify() {
+            return Some(architecture.parameters(bands) - 2 * architecture.embedding_dimension() as u64);
+        }
+        let twelve = match architecture.patch_size {
             8 => self.patch_8,
             16 => self.patch_16,
             _ => return None,
@@ -178,11 +198,11 @@ impl Size {
     }
 }
 
-/// The shape of the encoder in `source` and its number of bands; tile size, padding and epsilons are still to be set.
+/// The shape of the encoder in `source` and its number of bands; tile size, padding (of MMEarth's stem) and epsilons are still to be set.
 ///
 /// Where tensors disagree, most of them are right, and [`super::source::collect`] names the others.
 pub(super) fn shape(naming: Naming, source: &Source) -> Result<(Architecture, usize)> {
-    refuse_other_stems(naming, source)?;
+    let patchify = patchify_stem(naming, source)?;
     let mut a = Architecture {
         tile_size: 0,
         patch_size: 8,
@@ -215,8 +235,14 @@ pub(super) fn shape(naming: Naming, source: &Source) -> Result<(Architecture, us
         // Then a block too few is missing, and one too many unexpected.
         a.depths = size.depths;
     }
+    if let Some(stem) = patchify {
+        a.stem_padding = StemPadding::Patchify;
+        // The kernel is 1, 2 or 4.
+        a.patch_size = 8 * stem.shape[3] as u8;
+        return Ok((a, stem.shape[1]));
+    }
     let d0 = a.dim(0).max(1);
-    let len = |name: &str| source.get(&naming.name(name)).map(|e| e.data.len());
+    let len = |name: &str| source.get(&naming.name(name, false)).map(|e| e.data.len());
     a.patch_size = match len("stem.0.weight").map(|n| n / d0) {
         Some(4) => 16,
         Some(16) => 32,
@@ -226,26 +252,28 @@ pub(super) fn shape(naming: Naming, source: &Source) -> Result<(Architecture, us
     Ok((a, bands))
 }
 
-/// Says why an encoder with another stem than MMEarth's cannot be taken.
-fn refuse_other_stems(naming: Naming, source: &Source) -> Result<()> {
+/// The weight `[d, bands, k, k]` of a patchify stem, nothing if the stem is MMEarth's.
+///
+/// # Errors
+/// If it is neither.
+fn patchify_stem(naming: Naming, source: &Source) -> Result<Option<&Entry>> {
     if source.names().any(|n| n.contains("initial_conv.")) {
-        return Ok(());
+        return Ok(None);
     }
-    let stem = [
-        "downsample_layers.0.0.weight",
-        "stem.0.weight",
-        "encoder.stem.0.kernel",
-        "encoder.downsample_layers.0.0.kernel",
-    ];
-    let found = stem.iter().find_map(|n| source.get(n)).filter(|e| e.shape.len() > 2);
+    let own = naming.name("stem.0.weight", true);
+    let whole = |e: &&Entry| matches!(e.shape[..], [_, bands, height, k @ (1 | 2 | 4)] if bands > 0 && height == k);
+    if let Some(stem) = source.get(&own).filter(whole).filter(|_| naming != Naming::Sparse) {
+        return Ok(Some(stem));
+    }
+    let names = [&own, "stem.0.weight", "encoder.stem.0.kernel", "encoder.downsample_layers.0.0.kernel"];
+    let found = names.iter().find_map(|n| source.get(n)).filter(|e| e.shape.len() > 2);
     let what = match found {
         Some(e) => format!("its stem is one convolution ({} {:?})", e.name, e.shape),
-        None => format!("it has no {}", naming.name("initial_conv.0.weight")),
+        None => format!("it has neither {} nor {own}", naming.name("initial_conv.0.weight", false)),
     };
     bail!(
-        "{what}. Nadir's encoder begins as MMEarth's does, with a 3x3 convolution, LayerNorm, GELU and a depthwise stem; \
-         no weights make that compute what another stem computes, so only encoders with the tensors initial_conv.* and \
-         stem.* can be imported"
+        "{what}. Nadir's encoder begins as MMEarth's does (initial_conv.*: a 3x3 convolution, LayerNorm, GELU, and a depthwise stem), or \
+         with a dense convolution whose kernel is its stride, 1, 2 or 4; no weights make these compute what another stem computes"
     )
 }
 
@@ -264,13 +292,32 @@ mod tests {
                 };
                 let wanted = wanted(Naming::Sparse, &a, bands);
                 let count: usize = wanted.iter().map(|w| w.shape.iter().product::<usize>()).sum();
-                assert_eq!(wanted.len(), size.tensors(), "{}", size.name);
-                assert_eq!(Some(count as u64), size.parameters(patch, bands), "{}", size.name);
+                assert_eq!(wanted.len(), size.tensors(false), "{}", size.name);
+                assert_eq!(Some(count as u64), size.parameters(&a, bands), "{}", size.name);
             }
         }
         let atto = &SIZES[0];
-        assert_eq!((atto.tensors(), SIZES[4].tensors()), (140, 200));
-        assert_eq!((atto.parameters(8, 3), atto.parameters(16, 3)), (Some(3_386_080), Some(3_386_200)));
+        assert_eq!((atto.tensors(false), SIZES[4].tensors(false)), (140, 200));
+        let of = |patch| atto.parameters(&Architecture::named("atto", 112, patch).unwrap(), 3);
+        assert_eq!((of(8), of(16), of(32)), (Some(3_386_080), Some(3_386_200), None));
+    }
+
+    #[test]
+    fn counts_with_a_patchify_stem_are_those_of_imagenet_models() {
+        // timm's counts, the classifier of 1000 classes among them.
+        let published = [3_708_400, 5_233_240, 9_066_280, 15_623_800, 28_635_496, 88_717_800, 197_956_840, 660_289_640];
+        for (size, published) in SIZES.iter().zip(published) {
+            let named = Architecture::named(size.name, 224, 32).unwrap();
+            let a = Architecture { stem_padding: StemPadding::Patchify, ..named };
+            let d = a.embedding_dimension() as u64;
+            for naming in [Naming::Meta, Naming::Timm] {
+                let wanted = wanted(naming, &a, 3);
+                let count: usize = wanted.iter().map(|w| w.shape.iter().product::<usize>()).sum();
+                assert_eq!(wanted.len(), size.tensors(true), "{}", size.name);
+                assert_eq!(count as u64, published - 1000 * (d + 1) - 2 * d, "{}", size.name);
+                assert_eq!(size.parameters(&a, 3), Some(count as u64), "{}", size.name);
+            }
+        }
     }
 
     #[test]
@@ -301,5 +348,16 @@ mod tests {
         expect(t, "stages.2.5.norm.bias", "stages.2.blocks.5.norm.bias", &[160]);
         expect(t, "norm.weight", "head.norm.weight", &[320]);
         expect(Naming::Meta, "stages.2.5.grn.beta", "stages.2.5.grn.beta", &[1, 1, 1, 640]);
+        expect(Naming::Meta, "downsample_layers.1.0.bias", "downsample_layers.1.0.bias", &[80]);
+        let patchify = [
+            ("stem.0.weight", "downsample_layers.0.0.weight", "stem.0.weight"),
+            ("stem.1.bias", "downsample_layers.0.1.bias", "stem.1.bias"),
+            ("downsample_layers.2.1.weight", "downsample_layers.3.1.weight", "stages.3.downsample.1.weight"),
+            ("stages.0.1.dwconv.bias", "stages.0.1.dwconv.bias", "stages.0.blocks.1.conv_dw.bias"),
+            ("norm.bias", "norm.bias", "head.norm.bias"),
+        ];
+        for (ours, meta, timm) in patchify {
+            assert_eq!([Naming::Meta, Naming::Timm].map(|n| n.name(ours, true)), [meta, timm]);
+        }
     }
 }

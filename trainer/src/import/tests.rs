@@ -19,7 +19,11 @@ fn read(source: &Source) -> Result<Imported> {
 }
 
 fn refused(source: &Source, parts: &[&str]) {
-    let error = format!("{:#}", read(source).unwrap_err());
+    refused_with(source, &Options { tile_size: Some(24), ..Options::default() }, parts);
+}
+
+fn refused_with(source: &Source, options: &Options, parts: &[&str]) {
+    let error = format!("{:#}", from_source(source, "checkpoint-199.pth", options).unwrap_err());
     for part in parts {
         assert!(error.contains(part), "no {part:?} in {error}");
     }
@@ -130,12 +134,79 @@ fn other_stems_are_refused_with_the_reason() {
             })
             .collect(),
     };
-    let why = "no weights make that compute what another stem computes";
-    let meta = file(&[("downsample_layers.0.0.weight", &[40, 3, 4, 4]), ("stages.0.0.dwconv.weight", &[40, 1, 7, 7])]);
-    refused(&meta, &["its stem is one convolution (downsample_layers.0.0.weight [40, 3, 4, 4])", why]);
-    let timm = file(&[("stem.0.weight", &[40, 3, 4, 4]), ("stages.0.blocks.0.conv_dw.weight", &[40, 1, 7, 7])]);
-    refused(&timm, &["its stem is one convolution (stem.0.weight [40, 3, 4, 4])", why]);
+    let why = "no weights make these compute what another stem computes";
+    let (meta, timm) = (("stages.0.0.dwconv.weight", &[40, 1, 7, 7][..]), "stages.0.blocks.0.conv_dw.weight");
+    // Patches that Nadir does not have, windows that overlap, and one that is not square.
+    for shape in [[40, 3, 8, 8], [40, 3, 3, 3], [40, 3, 2, 4]] {
+        let other = file(&[("downsample_layers.0.0.weight", &shape), meta]);
+        refused(&other, &[&format!("its stem is one convolution (downsample_layers.0.0.weight {shape:?})"), why]);
+        let other = file(&[("stem.0.weight", &shape), (timm, meta.1)]);
+        refused(&other, &[&format!("its stem is one convolution (stem.0.weight {shape:?})"), why]);
+    }
     let sparse = file(&[("encoder.stem.0.kernel", &[16, 3, 40]), ("encoder.stages.0.0.dwconv.kernel", &[49, 40])]);
     refused(&sparse, &["its stem is one convolution (encoder.stem.0.kernel [16, 3, 40])", why]);
+    refused(&file(&[meta]), &["it has neither initial_conv.0.weight nor downsample_layers.0.0.weight", why]);
     refused(&file(&[("conv1.weight", &[64, 3, 7, 7])]), &["no ConvNeXt V2 encoder", "conv1.weight"]);
+}
+
+/// An encoder of this shape under the given names.
+fn dense(naming: Naming, architecture: &Architecture, bands: usize) -> Source {
+    let wanted = names::wanted(naming, architecture, bands).into_iter().chain(names::final_norm(naming, architecture));
+    let entries =
+        wanted.map(|w| Entry { data: vec![0.5; w.shape.iter().product()].into(), name: w.from, shape: w.shape });
+    Source { entries: entries.collect() }
+}
+
+#[test]
+fn patchify_stems_are_taken_at_their_published_size() {
+    let named = Architecture::named("atto", 224, 32).unwrap();
+    let atto = Architecture { stem_padding: StemPadding::Patchify, ..named };
+    for naming in [Naming::Meta, Naming::Timm] {
+        let mut source = dense(naming, &atto, 3);
+        let imported = from_source(&source, "atto.pt", &Options::default()).unwrap();
+        assert_eq!(imported.encoder.card.architecture, atto);
+        // 3 708 400 with the classifier.
+        assert_eq!((imported.size, imported.tensors, imported.parameters), (Some("atto"), 138, 3_387_400));
+        assert!(imported.final_norm && imported.whole.is_none());
+        let card = imported.encoder.card;
+        assert_eq!((card.name.as_str(), card.band_names()), ("imported-atto-p32-3", vec!["B4", "B3", "B2"]));
+        let p = card.provenance;
+        assert_eq!(p.recipe, "import of atto.pt, patchify stem, statistics of ImageNet");
+        assert!(p.data == "not said by the file" && p.licence.contains("CC BY-NC 4.0"), "{p:?}");
+        source.entries.retain(|e| !e.name.contains("downsample_layers.3.") && !e.name.contains("stages.3.downsample"));
+        refused_with(&source, &Options::default(), &["4 tensors are missing"]);
+    }
+    let mut of_v1 = dense(Naming::Timm, &atto, 3);
+    of_v1.entries.retain(|e| !e.name.contains(".grn."));
+    refused_with(&of_v1, &Options::default(), &["24 tensors are missing", "stages.0.blocks.0.mlp.grn.weight"]);
+}
+
+#[test]
+fn options_for_a_patchify_stem_are_checked() {
+    let named = Architecture { dims: [4, 8, 8, 16], depths: [1; 4], ..Architecture::named("atto", 112, 16).unwrap() };
+    let shape = Architecture { stem_padding: StemPadding::Patchify, ..named };
+    let source = |bands| dense(Naming::Timm, &shape, bands);
+    let patchify = StemPadding::Patchify;
+    for (file, padding, why) in [
+        (
+            source(3),
+            StemPadding::Same,
+            "--stem-padding same is about MMEarth's stem; that of this file is one convolution",
+        ),
+        (
+            source(3),
+            StemPadding::None,
+            "--stem-padding none is about MMEarth's stem; that of this file is one convolution",
+        ),
+        (self::source(), patchify, "--stem-padding patchify is about MMEarth's stem; that of this file is MMEarth's"),
+    ] {
+        refused_with(&file, &Options { stem_padding: Some(padding), ..Options::default() }, &[why]);
+    }
+    let why = "takes 12 bands, ImageNet's models take 3 (red, green, blue); name them with --bands";
+    refused_with(&source(12), &Options::default(), &[why]);
+    // Bands that are named have MMEarth's statistics.
+    let named = Options { bands: Some(TWELVE.map(str::to_owned).into()), ..Options::default() };
+    let card = from_source(&source(12), "", &named).unwrap().encoder.card;
+    assert_eq!((card.bands[3].mean, card.architecture.tile_size), (1899.1848, 112));
+    assert!(card.provenance.recipe.contains("statistics of level L2A"));
 }

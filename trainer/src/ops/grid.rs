@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
-use nadir::model::{Architecture, STAGES};
+use nadir::model::{Architecture, STAGES, StemPadding};
 
 use super::Grn;
 use crate::mask::Mask;
@@ -109,9 +109,9 @@ impl Grid {
 pub struct Geometry {
     /// Side of the tile in pixels.
     pub tile: usize,
-    /// Zero padding of the initial 3x3 convolution, 0 or 1.
+    /// Zero padding of the initial 3x3 convolution, 0 or 1; 0 where there is none.
     pub initial_padding: usize,
-    /// Side of the map after the initial convolution.
+    /// Side of the map that the stem reads: after the initial convolution, or the tile.
     pub initial_side: usize,
     /// Kernel and stride of the stem.
     pub stride: usize,
@@ -128,8 +128,8 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// The maps of `architecture` for `batch` tiles. A mask needs the geometry of pretraining: same padding and a tile
-    /// of whole patches.
+    /// The maps of `architecture` for `batch` tiles. A mask needs a geometry of pretraining: same padding or a patchify
+    /// stem, and a tile of whole patches.
     pub fn new(architecture: &Architecture, batch: usize, mask: Option<&Mask>) -> Result<Self> {
         let a = architecture;
         let sides = a.grids();
@@ -137,9 +137,9 @@ impl Geometry {
         let grids = match mask {
             None => sides.map(|side| Grid::full(side, batch)),
             Some(mask) => {
-                let whole = sides == [patches * 8, patches * 4, patches * 2, patches];
-                if !whole || a.initial_padding() != 1 {
-                    candle_core::bail!("a mask needs same padding and a tile of whole patches");
+                let whole = a.tile_size.is_multiple_of(a.patch_size.into());
+                if !whole || a.stem_padding == StemPadding::None {
+                    candle_core::bail!("a mask needs same padding or a patchify stem, and a tile of whole patches");
                 }
                 if mask.batch() != batch || mask.side() != patches {
                     let (b, s) = (mask.batch(), mask.side());

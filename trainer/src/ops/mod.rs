@@ -16,6 +16,7 @@ mod kernels;
 mod linear;
 mod losses;
 pub mod observe;
+mod patchify;
 pub mod rounding;
 mod stem;
 
@@ -24,6 +25,7 @@ use nadir::model::{Architecture, STAGES};
 
 use crate::params::Params;
 use grid::{Geometry, Grid};
+pub use patchify::{PatchifyParams, patchify};
 use rounding::Rounding;
 
 /// Over which positions Global Response Normalization takes a channel's norm.
@@ -36,7 +38,7 @@ pub enum Grn {
     Batch,
 }
 
-/// The tensors of the initial convolution and the stem.
+/// The tensors of the initial convolution and the stem, as MMEarth's encoders have them.
 #[derive(Clone, Debug)]
 pub struct StemParams {
     /// `[d, bands, 3, 3]`.
@@ -196,13 +198,12 @@ pub fn encode(
         candle_core::bail!("activations are rounded on the CPU in F32 alone")
     }
     let (ln_eps, grn_eps) = (architecture.ln_eps, architecture.grn_eps);
-    let stem = StemParams::of(params);
     let downsamples = [0, 1, 2].map(|stage| DownsampleParams::of(params, stage));
     let of_stage = |stage: usize| {
         (0..architecture.depths[stage]).map(move |at| BlockParams::of(params, &format!("stages.{stage}.{at}")))
     };
     if !fuses(x) {
-        let mut rows = elementary::stem(x, &stem, geometry, ln_eps)?;
+        let mut rows = enter(x, params, architecture, geometry)?;
         for stage in 0..STAGES {
             if stage > 0 {
                 rows = elementary::downsample(&rows, &downsamples[stage - 1], geometry, stage - 1, ln_eps)?;
@@ -214,14 +215,18 @@ pub fn encode(
         return Ok(rows);
     }
     let blocks: Vec<Vec<BlockParams>> = (0..STAGES).map(|stage| of_stage(stage).collect()).collect();
-    let layer = stem::Stem {
-        geometry: geometry.clone(),
-        bands: x.dim(1)?,
-        channels: architecture.dim(0),
-        ln_eps,
-        rounding: rounding.map(|r| r.stem.clone()),
+    let (mut layers, mut tensors): (Vec<Box<dyn chain::Layer>>, Vec<&Tensor>) = (Vec::new(), Vec::new());
+    let stem = (!architecture.is_patchify()).then(|| StemParams::of(params));
+    let x = match &stem {
+        None => enter(x, params, architecture, geometry)?,
+        Some(stem) => {
+            let (geometry, bands, channels) = (geometry.clone(), x.dim(1)?, architecture.dim(0));
+            let rounding = rounding.and_then(|r| r.stem.clone());
+            layers.push(Box::new(stem::Stem { geometry, bands, channels, ln_eps, rounding }));
+            tensors.extend(stem.all());
+            x.clone()
+        }
     };
-    let (mut layers, mut tensors): (Vec<Box<dyn chain::Layer>>, _) = (vec![Box::new(layer)], stem.all().to_vec());
     for stage in 0..STAGES {
         let channels = architecture.dim(stage);
         if stage > 0 {
@@ -239,7 +244,15 @@ pub fn encode(
             tensors.extend(params.all());
         }
     }
-    chain::chain(x, layers, &tensors)
+    chain::chain(&x, layers, &tensors)
+}
+
+/// The rows of stage 0 from tiles `[batch, bands, height, width]`, by the stem that the architecture has.
+pub fn enter(x: &Tensor, params: &Params, architecture: &Architecture, geometry: &Geometry) -> Result<Tensor> {
+    match architecture.is_patchify() {
+        true => patchify(x, &PatchifyParams::of(params), geometry, architecture.ln_eps),
+        false => stem(x, &StemParams::of(params), geometry, architecture.ln_eps),
+    }
 }
 
 /// See [`elementary::stem`].

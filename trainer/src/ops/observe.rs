@@ -13,7 +13,7 @@ use super::fused::with_values;
 use super::grid::Geometry;
 use super::kernels::{affine_rows, normalise_rows, scale_rows, stem_rows};
 use super::stem::Stem;
-use super::{BlockParams, DownsampleParams, StemParams};
+use super::{BlockParams, DownsampleParams, PatchifyParams, StemParams, layer_norm, patchify};
 use crate::params::Params;
 
 /// What was seen at one place.
@@ -63,10 +63,10 @@ impl Notes {
 
 /// What is seen of one tile `[1, bands, side, side]` (f32, on the host), by the names of layers:
 ///
-/// - largest outputs of `initial_conv.0`, `stem.0`, `stem.1` and of `downsample_layers.N.1`; in a block, of `dwconv`, `pwconv2` and, as
-///   `output`, of the block itself; and as `grn.relative` the ratios of the norms to the mean norm;
-/// - samples of what enters the stem's GELU as `initial_conv.1`, of the normalised rows `downsample_layers.N.0` and `norm`, of what enters
-///   a block's GELU as `pwconv1`, and of `grn` without its beta.
+/// - largest outputs of `initial_conv.0` (MMEarth's stem alone), `stem.0`, `stem.1` and of `downsample_layers.N.1`; in a block, of
+///   `dwconv`, `pwconv2` and, as `output`, of the block itself; and as `grn.relative` the ratios of the norms to the mean norm;
+/// - samples of what enters the stem's GELU as `initial_conv.1` (MMEarth's stem alone), of the normalised rows `downsample_layers.N.0`
+///   and `norm`, of what enters a block's GELU as `pwconv1`, and of `grn` without its beta.
 pub fn observe(
     x: &Tensor,
     params: &Params,
@@ -81,10 +81,22 @@ pub fn observe(
         Tensor::cat(&flat, 0)?.to_vec1()
     };
     let (bands, channels) = (x.dim(1)?, architecture.dim(0));
-    let stem = Stem { geometry: geometry.clone(), bands, channels, ln_eps, rounding: None };
-    let mut map = with_values([x], |[x]| -> Result<_> {
-        Ok(stem.observe(x, &flat(&StemParams::of(params).all())?, &mut notes))
-    })??;
+    let mut map = match architecture.is_patchify() {
+        true => {
+            let p = PatchifyParams::of(params);
+            let rows = patchify::convolve(x, &p, geometry)?;
+            let map = layer_norm(&rows, &p.norm_weight, &p.norm_bias, ln_eps)?;
+            let [rows, map] = [flat(&[&rows])?, flat(&[&map])?];
+            notes.largest("stem.0".into(), channels, &rows);
+            notes.largest("stem.1".into(), channels, &map);
+            map
+        }
+        false => {
+            let stem = Stem { geometry: geometry.clone(), bands, channels, ln_eps, rounding: None };
+            let own = flat(&StemParams::of(params).all())?;
+            with_values([x], |[x]| stem.observe(x, &own, &mut notes))?
+        }
+    };
     for stage in 0..STAGES {
         let channels = architecture.dim(stage);
         if stage > 0 {

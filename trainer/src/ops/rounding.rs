@@ -83,8 +83,8 @@ pub struct BlockRounding {
 /// Where an encoder rounds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rounding {
-    /// What enters the stem's GELU.
-    pub stem: Steps,
+    /// What enters the stem's GELU, if it has one: a patchify stem has none.
+    pub stem: Option<Steps>,
     /// What the LayerNorm of each downsampling gives before its weight and bias.
     pub downsamples: Vec<Steps>,
     /// The blocks of each stage.

@@ -32,12 +32,20 @@ impl Quantization {
         let mut layer = |name: &str, ends, fold, means| layers.insert(name.to_owned(), Layer { ends, fold, means });
 
         let unit = 2f64.powi(-(INPUT_FRACTION_BITS as i32));
-        let [conv, stem] = ["initial_conv.0", "stem.0"].map(|name| seen.at(name));
-        let (index, zero_point) = gelu_clip(&seen.at("initial_conv.1").samples);
-        let activation = gelu_table(index, zero_point).1;
-        layer("initial_conv.0", values(unit, conv), Fold::Nothing, None);
-        layer("stem.0", values(activation, stem), Fold::Nothing, None);
-        let of_stem = Steps::index(index as f32, zero_point, dim(0));
+        let stem = seen.at("stem.0");
+        let of_stem = match arch.is_patchify() {
+            true => {
+                layer("stem.0", values(unit, stem), Fold::Nothing, None);
+                None
+            }
+            false => {
+                let (index, zero_point) = gelu_clip(&seen.at("initial_conv.1").samples);
+                let activation = gelu_table(index, zero_point).1;
+                layer("initial_conv.0", values(unit, seen.at("initial_conv.0")), Fold::Nothing, None);
+                layer("stem.0", values(activation, stem), Fold::Nothing, None);
+                Some(Steps::index(index as f32, zero_point, dim(0)))
+            }
+        };
 
         let (mut downsamples, mut blocks) = (Vec::new(), Vec::new());
         for stage in 0..STAGES {

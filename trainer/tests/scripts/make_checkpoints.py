@@ -3,10 +3,13 @@
   make_checkpoints.py fixtures FOLDER     small ones, for `cargo test` (trainer/tests/checkpoints)
   make_checkpoints.py full TRAINER        the ten released configurations at full size through the binary TRAINER
 
-Needs torch, numpy and safetensors; `full` also runs onnxruntime. Keys, shapes and the pickle are those that MMEarth's code
+Needs torch, numpy and safetensors, `fixtures` also timm; `full` also runs onnxruntime. Keys, shapes and the pickle are those that MMEarth's code
 would write with torch.save (sparse encoder of MinkowskiEngine). The encoder here works on these tensors as they are: a
 sparse convolution is a sum over kernel offsets, offset n of a k x k kernel being row n % k, column n // k. Nothing is
 reshaped to dense kernels, so the importer's reordering is tested and not repeated. All in float64.
+
+The small encoder with ImageNet's patchify stem is timm's own ConvNeXt, and so is what it computes; that the names in the file of
+Meta's are Meta's, timm's reader of such files confirms.
 """
 
 import argparse
@@ -269,9 +272,46 @@ def doubles(model):
     return {name: tensor.detach().double() for name, tensor in model.items()}
 
 
+def meta_names(tensors):
+    """timm's tensors as Meta's ConvNeXt V2 holds them."""
+    out = {}
+    for name, tensor in tensors.items():
+        for a, b in [("stem.", "downsample_layers.0."), (".blocks.", "."), ("conv_dw", "dwconv"), ("mlp.fc", "pwconv"),
+                     ("mlp.grn.weight", "grn.gamma"), ("mlp.grn.bias", "grn.beta"), ("head.norm.", "norm."), ("head.fc.", "head.")]:
+            name = name.replace(a, b)
+        parts = name.split(".")
+        if "downsample" in parts:
+            name = f"downsample_layers.{parts[1]}.{'.'.join(parts[3:])}"
+        if "pwconv" in name:
+            tensor = tensor.flatten(1) if name.endswith("weight") else tensor
+        out[name] = tensor.reshape(1, 1, 1, -1) if ".grn." in name else tensor
+    return out
+
+
+def patchify(folder):
+    """Files with a patchify stem under timm's and Meta's names, and the embedding of two tiles of 64 pixels."""
+    import timm.models.convnext as convnext
+
+    model = convnext.ConvNeXt(num_classes=5, use_grn=True, ls_init_value=None, conv_mlp=True, **SMALL).eval()
+    rng = torch.Generator().manual_seed(3)
+    for name, p in model.named_parameters():
+        scale = p[0].numel() ** -0.5 if p.dim() == 4 else 0.3
+        p.data = torch.randn(p.shape, generator=rng) * scale + float(name.endswith("weight") and p.dim() == 1 and "grn" not in name)
+    timm_tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file({k: np.ascontiguousarray(v.numpy()) for k, v in timm_tensors.items()}, folder / "patchify-timm.safetensors")
+    meta_tensors = meta_names(timm_tensors)
+    again = convnext.checkpoint_filter_fn({"model": meta_tensors}, model)
+    assert again.keys() == timm_tensors.keys() and all(torch.equal(again[k].flatten(), v.flatten()) for k, v in timm_tensors.items())
+    torch.save({"model": meta_tensors}, folder / "patchify-meta.pth")
+    with torch.no_grad():
+        model = model.double()
+        y = model.forward_head(model.forward_features(series(17, (2, 3, 64, 64))), pre_logits=True)
+    return y.numpy().astype(np.float32)
+
+
 def fixtures(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    out = {}
+    out = {"patchify": patchify(folder)}
     cases = [("all-p8", 8, 12, ORDER, True, 24), ("rgb-p16", 16, 3, ["sentinel2"], False, 48)]
     for seed, (name, patch, bands, outputs, uncertainty, side) in enumerate(cases):
         model = state_dict(SMALL, patch, bands, outputs, uncertainty, 8, seed)

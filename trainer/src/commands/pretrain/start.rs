@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use nadir::model::{Architecture, StemPadding};
+use nadir::model::Architecture;
 use nadir_formats::{BandCard, Encoder as EncoderFile, Tensor as Array};
 
+use crate::encoder::whole_patches;
 use crate::import::{THREE, TWELVE, Whole};
 use crate::mpmae::MpMae;
 
@@ -67,7 +68,8 @@ impl Start {
         let patch = usize::from(self.architecture.patch_size);
         let tile_size = u16::try_from(side).with_context(|| format!("tiles of {side} pixels are too large"))?;
         ensure!(side.is_multiple_of(patch), "tiles of {side} pixels are not whole patches of {patch}; see --crop");
-        let architecture = Architecture { tile_size, stem_padding: StemPadding::Same, ..self.architecture };
+        let stem_padding = whole_patches(self.architecture.stem_padding);
+        let architecture = Architecture { tile_size, stem_padding, ..self.architecture };
         architecture.validate()?;
         Ok(architecture)
     }
