@@ -7,7 +7,8 @@ use nadir::guard::{Progress, Scrub, SelfTest, Survey, repair, verify_signature};
 use nadir::kernels::fixed;
 use nadir::kernels::int8::Int8Kernels;
 use nadir::model::{
-    Architecture, END_BYTES, ENTRY_BYTES, HEAD_CRC_BYTES, KIND_ANCILLARY, Model, ModelError, Precision, crc32c,
+    Architecture, END_BYTES, ENTRY_BYTES, HEAD_CRC_BYTES, KIND_ANCILLARY, Model, ModelError, Precision, StemPadding,
+    crc32c,
 };
 use nadir::plan::int8::Passes;
 use nadir::triage::{frame, products::Product, prototypes::Prototypes, record::Message};
@@ -29,13 +30,16 @@ pub const TARGETS: [(&str, Body); 4] = [
     ("fixed_point", fixed_point),
 ];
 
-/// The smallest models with every kind of layer and all that a file can have besides: int8, and f32 without parity.
-fn seeds() -> &'static [Vec<u8>; 2] {
-    static SEEDS: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
+/// The smallest models with every kind of layer and all that a file can have besides: int8, f32 without parity, and int8 with a patchify
+/// stem and without parity.
+fn seeds() -> &'static [Vec<u8>; 3] {
+    static SEEDS: OnceLock<[Vec<u8>; 3]> = OnceLock::new();
     SEEDS.get_or_init(|| {
         let named = Architecture::named("yocto", 16, 8).unwrap();
         let architecture = Architecture { depths: [1; 4], dims: [6, 8, 8, 9], ..named };
         let encoder = random_encoder(architecture, &["B4", "B3"], 3);
+        let architecture = Architecture { stem_padding: StemPadding::Patchify, ..architecture };
+        let patchify = random_encoder(architecture, &["B4", "B3"], 3);
         let tiles = random_tiles(4, 2, 16, 4);
         let equipped = |file: Vec<u8>, parity| {
             let file = AlignedBytes::copy_of(&file);
@@ -48,6 +52,7 @@ fn seeds() -> &'static [Vec<u8>; 2] {
         [
             equipped(int8::convert(&encoder, &tiles).unwrap(), true),
             equipped(float::convert(&encoder, Precision::F32).unwrap(), false),
+            equipped(int8::convert(&patchify, &tiles).unwrap(), false),
         ]
     })
 }
@@ -138,7 +143,7 @@ pub fn parser(data: &[u8]) {
         let _ = frame::parse::<Message<'_>>(payload);
     }
     let [kind, rest @ ..] = data else { return };
-    let mut file = AlignedBytes::copy_of(&seeds()[usize::from(kind & 1)]);
+    let mut file = AlignedBytes::copy_of(&seeds()[usize::from(kind % 3)]);
     for edit in rest.chunks_exact(3) {
         // Most edits where most is decided: prefix, header and table.
         let reach = if edit[0] & 0x80 == 0 { file.len().min(1024) } else { file.len() };
@@ -190,8 +195,8 @@ pub fn flipped_bits(data: &[u8]) {
 /// of kernels and in one pass or two.
 pub fn hostile_model(data: &[u8]) {
     let [kind, pixel, rest @ ..] = data else { return };
-    let precision = usize::from(kind & 1);
-    let mut file = AlignedBytes::copy_of(&seeds()[precision]);
+    let seed = usize::from(kind % 3);
+    let mut file = AlignedBytes::copy_of(&seeds()[seed]);
     let sections = {
         let model = Model::parse(&file).unwrap();
         // Those that the encoder reads.
@@ -225,7 +230,7 @@ pub fn hostile_model(data: &[u8]) {
     // What the parser refuses it gets back as it was, so that the rest is run.
     while let Err(ModelError::OutOfRange { index, .. } | ModelError::NotFinite { index, .. }) = Model::parse(&file) {
         let (offset, len) = section(&file, index).unwrap();
-        file[offset..offset + len].copy_from_slice(&seeds()[precision][offset..offset + len]);
+        file[offset..offset + len].copy_from_slice(&seeds()[seed][offset..offset + len]);
         reseal(&mut file);
     }
     let model = Model::parse(&file).unwrap();
@@ -348,5 +353,6 @@ mod tests {
         }
         hostile_model(&[0, 2]);
         hostile_model(&[1, 2]);
+        hostile_model(&[2, 2]);
     }
 }

@@ -7,7 +7,7 @@
 //! | `yocto`, `zepto` | `models/*-rgb-int8.nadir` | of `samples/eurosat-rgb` every sixth, 64 x 64 pixels, 3 bands |
 //! | `raised` | `yocto` with the second pointwise layer of every block [raised](raise) | as `yocto` |
 //! | `atto` | [`random_int8_model`], patch 8 | of `samples/eurosat-ms` all, their inner 56 x 56 pixels of 12 bands, then mirrored |
-//! | `patchify` | [`random_int8_model`] of yocto's size, patch 32, patchify stem | of `samples/eurosat-ms` all, B4, B3 and B2, then mirrored |
+//! | `patchify` | [`random_int8_model`] of yocto's size, patch 32, patchify stem | of `samples/eurosat-ms` all, B2, B3, B4 and B8, then mirrored |
 //!
 //! The table names the CRC of each model: other models need another table (`quantize verify-kernels --update`).
 
@@ -58,7 +58,7 @@ impl Case {
             "patchify" => {
                 let yocto = Architecture::named("yocto", 64, 32);
                 let architecture = yocto.map(|a| Architecture { stem_padding: StemPadding::Patchify, ..a });
-                return Self::random(root, name, architecture, 4, |band| ["B4", "B3", "B2"].contains(&band));
+                return Self::random(root, name, architecture, 4, |band| ["B4", "B3", "B2", "B8"].contains(&band));
             }
             _ => {}
         }

@@ -33,7 +33,7 @@ fn agreements(encoder: &Encoder, tiles: &Tiles, precision: Precision) -> Vec<(&'
     FloatKernels::available().map(|set| (set.name, Agreement::of(&embed_with(set, &model, tiles), &expected))).collect()
 }
 
-/// Every border: even and odd maps, each stem, channels that fill no panel, bands from 1 to 18.
+/// Every border: even and odd maps, each stem, channels that fill no panel, bands from 1 to 20.
 fn cases() -> Vec<(Architecture, usize)> {
     let yocto = Architecture::named("yocto", 64, 16).unwrap();
     let small = Architecture { depths: [1, 1, 2, 1], dims: [5, 12, 17, 30], ..yocto };
@@ -47,15 +47,15 @@ fn cases() -> Vec<(Architecture, usize)> {
         (Architecture { patch_size: 32, tile_size: 131, stem_padding: StemPadding::None, ..small }, 3),
         (Architecture { patch_size: 32, tile_size: 64, grn_eps: 1e-4, ..small }, 3),
         (Architecture { patch_size: 32, tile_size: 75, stem_padding: StemPadding::Patchify, ..small }, 3),
-        (Architecture { patch_size: 32, tile_size: 64, stem_padding: StemPadding::Patchify, ..yocto }, 18),
+        (Architecture { patch_size: 32, tile_size: 64, stem_padding: StemPadding::Patchify, ..yocto }, 20),
         (Architecture { patch_size: 16, tile_size: 41, stem_padding: StemPadding::Patchify, ..small }, 13),
         (Architecture { patch_size: 8, tile_size: 17, stem_padding: StemPadding::Patchify, ..small }, 1),
     ]
 }
 
-const BANDS: [&str; 18] = [
+const BANDS: [&str; 20] = [
     "B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12", "VV", "VH", "slope", "aspect",
-    "height",
+    "height", "age", "water",
 ];
 
 #[test]

@@ -72,6 +72,22 @@ fn the_engine_follows_the_text() {
     }
 }
 
+/// As many inputs as a patchify stem may have, and pixels at the ends of their range: nothing overflows (tests run with overflow checks).
+#[test]
+fn the_largest_patchify_stem_follows_the_text() {
+    let (named, stem_padding) = (Architecture::named("yocto", 64, 32).unwrap(), StemPadding::Patchify);
+    let architecture = Architecture { dims: [6, 9, 12, 17], stem_padding, ..named };
+    let names: Vec<String> = (1..=20).map(|i| format!("B{i}")).collect();
+    let encoder = random_encoder(architecture, &names.iter().map(String::as_str).collect::<Vec<_>>(), 3);
+    let file = AlignedBytes::copy_of(&convert(&encoder, &random_tiles(3, 20, 64, 4)).unwrap());
+    let model = Model::parse(&file).unwrap();
+    for ends in [[0, u16::MAX], [u16::MAX, u16::MAX]] {
+        let mut random = Random::new(6);
+        let pixels: Vec<u16> = (0..model.tile_len()).map(|_| ends[random.below(2)]).collect();
+        same(&model, Tile::U16(&pixels), &format!("{ends:?}"));
+    }
+}
+
 /// Layers raised by themselves and together, calibrated and not, in one pass and in two.
 #[test]
 fn raised_layers_follow_the_text() {

@@ -252,13 +252,36 @@ fn versions_go_with_what_they_are_for() {
                     major if major == own => Ok(()),
                     // Nothing of an int8 model says that it has no raised layer.
                     2 if own == 1 && precision == Precision::Int8 => Ok(()),
-                    major @ 1..=3 => Err(ModelError::VersionContent { major }),
+                    major @ 1..=3 => Err(ModelError::VersionContent { major, expected: own }),
                     major => Err(ModelError::Version { major, minor: 0 }),
                 };
                 assert_eq!(found, expected, "{precision:?} {stem_padding:?} as version {major}");
             }
         }
     }
+}
+
+/// A patchify stem with more inputs than its sums bear is refused in a file, whoever wrote it.
+#[test]
+fn a_patchify_stem_has_a_limit_of_bands() {
+    let stem_padding = StemPadding::Patchify;
+    let architecture =
+        Architecture { dims: [4, 5, 6, 8], stem_padding, ..Architecture::named("yocto", 64, 32).unwrap() };
+    let names: Vec<String> = (1..=21).map(|i| format!("B{i}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let good = random_encoder(architecture, &names[..20], 5);
+    float::convert(&good, Precision::F32).unwrap();
+    let many = random_encoder(architecture, &names, 5);
+    let limit = "a patchify stem of 4 x 4 pixels and 21 bands has more than 320 inputs";
+    assert!(many.card.validate().unwrap_err().contains(limit));
+    let sections: Vec<SectionData> = (0..)
+        .map_while(|i| expected_section(&architecture, 21, Precision::F32, i))
+        .map(|spec| SectionData::F32(vec![0.5; spec.elements]))
+        .collect();
+    let sections: Vec<Section> = sections.iter().map(Section::tensor).collect();
+    let bytes = encode(&header(&many.card, Precision::F32).unwrap(), &sections, false).unwrap();
+    let found = error(&bytes);
+    assert!(matches!(found, ModelError::Architecture(_)) && found.to_string().contains(limit), "{found}");
 }
 
 /// A mark of a raised layer means something in versions 2 and 3 only, and leaves room for the lower bits' shift.
@@ -340,7 +363,7 @@ fn every_error_says_what_is_wrong() {
     changed(&|b| b[first] ^= 1, "section 0 (stem initial convolution weight) is damaged: CRC is");
 
     // Prefix, with right checksums. Only integers have layers that can be raised.
-    sealed(&|b| b[8] = 2, "model file version is 2, and the model is none of those it is for");
+    sealed(&|b| b[8] = 2, "model file version is 2, which such a model does not have, but 1");
     sealed(&|b| b[13] = 0xff, "header has 65");
     sealed(&|b| b[16] = 0, "must be zero (padding or reserved)");
     sealed(&|b| b[18] = 1, "model is truncated");

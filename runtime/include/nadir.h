@@ -87,7 +87,7 @@ enum nadir_status
   NADIR_STATUS_NO_FLOAT = -11,
   // The bytes are no .nadir file.
   NADIR_STATUS_MODEL_MAGIC = -20,
-  // The model file is of a version that this library does not read.
+  // The model file is of a version that this library does not read, or that is not for such a model.
   NADIR_STATUS_MODEL_VERSION = -21,
   // The model file is cut off, or goes on after its end.
   NADIR_STATUS_MODEL_LENGTH = -22,

@@ -104,8 +104,8 @@ fn from_source(source: &Source, file: &str, options: &Options) -> Result<Importe
     let patchify = architecture.is_patchify();
     if let Some(padding) = options.stem_padding {
         ensure!(
-            !patchify && padding != StemPadding::Patchify,
-            "--stem-padding {} is about MMEarth's stem; that of this file is {}",
+            patchify == (padding == StemPadding::Patchify),
+            "--stem-padding {}, but the stem of this file is {}",
             name_of(padding),
             if patchify { "one convolution whose kernel is its stride, without padding" } else { "MMEarth's" }
         );

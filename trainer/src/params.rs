@@ -131,8 +131,8 @@ impl Init {
         }
     }
 
-    /// One weight of the tensor `name` with `shape`. `pixel_head` says whether it is the head of a task of pixels.
-    fn draw(self, name: &str, shape: &[usize], pixel_head: bool, rng: &mut StdRng) -> f32 {
+    /// One weight of the tensor `name` with `shape`. `stem` is the convolution that reads the tile; `pixel_head` says whether it is the head of a task of pixels.
+    fn draw(self, name: &str, shape: &[usize], stem: &str, pixel_head: bool, rng: &mut StdRng) -> f32 {
         match self {
             Self::Small => return 0.02 * truncated_normal(rng),
             Self::FanIn => {
@@ -141,7 +141,7 @@ impl Init {
             }
             Self::Mmearth => {}
         }
-        let dense = name == "mask_token" || name.ends_with("initial_conv.0.weight");
+        let dense = name == "mask_token" || name.ends_with(stem);
         let depthwise = shape.len() == 4 && shape[1] == 1 && !dense;
         let pointwise = name.starts_with("encoder.") && shape.len() == 2;
         // The decoder's own linear layers are dense ones, with 0.02; `proj` and the heads of pixels are convolutions.
@@ -162,13 +162,15 @@ pub(crate) fn fresh(
     pixel_head: impl Fn(&str) -> bool,
     rng: &mut StdRng,
 ) -> BTreeMap<String, Array> {
+    let mmearth = shapes.keys().any(|name| name.ends_with("initial_conv.0.weight"));
+    let stem = if mmearth { "initial_conv.0.weight" } else { "stem.0.weight" };
     let mut values = |name: &str, shape: &[usize]| {
         let n = shape.iter().product();
         let zero = [".bias", ".gamma", ".beta", "log_vars"].iter().any(|end| name.ends_with(end));
         match (zero, shape.len()) {
             (true, _) => vec![0.0; n],
             (false, 1) => vec![1.0; n],
-            (false, _) => (0..n).map(|_| init.draw(name, shape, pixel_head(name), rng)).collect(),
+            (false, _) => (0..n).map(|_| init.draw(name, shape, stem, pixel_head(name), rng)).collect(),
         }
     };
     shapes.iter().map(|(name, s)| (name.clone(), Array { shape: s.clone(), data: values(name, s) })).collect()

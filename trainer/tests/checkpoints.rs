@@ -228,7 +228,7 @@ fn a_patchify_stem_goes_in_and_comes_out_by_metas_names() {
     assert!(said.contains("Meta's names"), "{said}");
     let [model, third] = [model.clone(), third].map(|path| EncoderFile::read(Path::new(&path)).unwrap());
     assert_eq!((model.tensors, model.card.embedding_space), (third.tensors, third.card.embedding_space));
-    refuse(&[&base[..], &["--stem-padding", "same"]].concat(), &["--stem-padding same is about MMEarth's stem"]);
+    refuse(&[&base[..], &["--stem-padding", "same"]].concat(), &["--stem-padding same, but the stem of this file is"]);
 }
 
 /// A zip archive as PyTorch writes it, with this pickle.

@@ -65,6 +65,11 @@ fn a_student_for_another_camera() {
     // The same with windows of the tile; only the length of the tile decides which of the two is meant.
     desk.succeed(&format!("{DISTILL} --student @small.toml --tile-size 16 --fit crop --epochs 1 --out @crop"));
     assert_eq!(Encoder::read(&desk.path("crop/encoder.safetensors")).unwrap().card.architecture.tile_size, 16);
+    // A stem that is not the teacher's.
+    let small = std::fs::read_to_string(desk.path("small.toml")).unwrap();
+    std::fs::write(desk.path("stem.toml"), format!("{small}stem_padding = \"patchify\"\n")).unwrap();
+    desk.succeed(&format!("{DISTILL} --student @stem.toml --epochs 1 --out @stem"));
+    assert!(Encoder::read(&desk.path("stem/encoder.safetensors")).unwrap().card.architecture.is_patchify());
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl Assembly {
         let part = |what: &str| format!("{what} (block {stage}.{block})");
         match self.next {
             Next::Initial => "the stem's initial 3x3 convolution, stride 1, padding 0 or 1, or a patchify stem: a convolution with kernel and \
-                              stride 4 or 2, padding 0"
+                              stride 4, 2 or 1, padding 0"
                 .into(),
             Next::InitialNorm => "LayerNorm over channels after the initial convolution".into(),
             Next::InitialGelu => "GELU after the stem's first LayerNorm".into(),
@@ -131,7 +131,7 @@ impl Assembly {
                 Next::Initial
             }
             (Next::Initial, Kind::Convolution(c))
-                if matches!(c.kernel, 2 | 4) && (c.stride, c.padding, c.groups) == (c.kernel, 0, 1) =>
+                if matches!(c.kernel, 1 | 2 | 4) && (c.stride, c.padding, c.groups) == (c.kernel, 0, 1) =>
             {
                 self.padding = Some(StemPadding::Patchify);
                 self.bands = c.inputs;
@@ -260,7 +260,7 @@ impl Assembly {
     }
 
     fn convolution(&mut self, name: &str, c: &Convolution) -> Result<(), Misfit> {
-        let pointwise = c.kernel == 1 && c.groups == 1;
+        let pointwise = c.kernel == 1 && c.groups == 1 && name != "stem.0";
         let mut shape = vec![c.outputs, c.inputs];
         if !pointwise {
             shape.extend([c.kernel; 2]);

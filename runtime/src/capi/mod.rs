@@ -72,7 +72,7 @@ pub enum Status {
     NoFloat = -11,
     /// The bytes are no .nadir file.
     ModelMagic = -20,
-    /// The model file is of a version that this library does not read.
+    /// The model file is of a version that this library does not read, or that is not for such a model.
     ModelVersion = -21,
     /// The model file is cut off, or goes on after its end.
     ModelLength = -22,
@@ -189,7 +189,7 @@ impl Status {
             Self::NoSuchKernels => c"this processor has no kernels of that name",
             Self::NoFloat => c"this library runs int8 models only",
             Self::ModelMagic => c"not a .nadir model",
-            Self::ModelVersion => c"a model file of a version that is not known",
+            Self::ModelVersion => c"a model file of a version that is not known, or not for such a model",
             Self::ModelLength => c"the model file is cut off or too long",
             Self::ModelDamaged => c"the model file is damaged",
             Self::ModelHeader => c"the header of the model file is not possible",
@@ -323,7 +323,9 @@ impl From<EmbedError> for Failure {
 
 impl From<ModelError> for Failure {
     fn from(error: ModelError) -> Self {
-        use crate::model::{ALIGNMENT, ArchitectureError, MAX_BANDS, MAX_CHANNELS, MAX_DEPTH, MAX_TILE_SIZE, Part};
+        use crate::model::{
+            ALIGNMENT, ArchitectureError, MAX_BANDS, MAX_CHANNELS, MAX_DEPTH, MAX_PATCHIFY_INPUTS, MAX_TILE_SIZE, Part,
+        };
         let new = Self::new;
         match error {
             ModelError::Misaligned { address } => new(Status::Misaligned, "model", address as u64, ALIGNMENT as u64),
@@ -339,8 +341,8 @@ impl From<ModelError> for Failure {
             ModelError::Version { major, .. } => {
                 new(Status::ModelVersion, "major version", major.into(), crate::model::VERSION_MAJOR_PATCHIFY.into())
             }
-            ModelError::VersionContent { major } => {
-                new(Status::ModelVersion, "model of another kind than the version", major.into(), 0)
+            ModelError::VersionContent { major, expected } => {
+                new(Status::ModelVersion, "major version", major.into(), expected.into())
             }
             ModelError::Truncated { length, needed } => new(Status::ModelLength, "model", length as u64, needed),
             ModelError::TooLong { length, expected } => new(Status::ModelLength, "model", length as u64, expected),
@@ -367,6 +369,9 @@ impl From<ModelError> for Failure {
                     ArchitectureError::Depth { depth, .. } => ("depths", depth.into(), MAX_DEPTH),
                     ArchitectureError::Dim { dim, .. } => ("dims", dim.into(), MAX_CHANNELS),
                     ArchitectureError::Epsilon { name, value } => (name, value.to_bits().into(), 0),
+                    ArchitectureError::PatchifyInputs { kernel, bands } => {
+                        ("inputs of the stem", (kernel * kernel * bands) as u64, MAX_PATCHIFY_INPUTS)
+                    }
                 };
                 new(Status::ModelArchitecture, what, found, limit as u64)
             }

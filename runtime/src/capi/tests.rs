@@ -11,7 +11,7 @@ use super::*;
 use crate::Tile;
 use crate::encoder::Encoder;
 use crate::guard::{self, SelfTest, TileKind};
-use crate::model::synthetic::{Aligned, equipped, tiny};
+use crate::model::synthetic::{Aligned, equipped, tiny, tiny_patchify};
 use crate::model::{Model, Precision};
 use crate::triage::products::Product;
 use crate::triage::prototypes;
@@ -91,12 +91,15 @@ fn some_steps(it: &Opened) {
 
 #[test]
 fn embeddings_are_those_of_rust_at_once_and_in_steps() {
-    for precision in [Precision::Int8, Precision::F32, Precision::F16] {
-        if cfg!(miri) {
-            // Other precisions differ in the engine, which is safe code.
-            return some_steps(&open(Precision::Int8, usize::MAX));
-        }
-        let it = open(precision, usize::MAX);
+    if cfg!(miri) {
+        // Other precisions differ in the engine, which is safe code.
+        some_steps(&open(Precision::Int8, usize::MAX));
+        return some_steps(&open_file(tiny_patchify(Precision::Int8), usize::MAX));
+    }
+    let precisions = [Precision::Int8, Precision::F32, Precision::F16];
+    for (precision, patchify) in precisions.into_iter().flat_map(|p| [(p, false), (p, true)]) {
+        let file = if patchify { tiny_patchify(precision) } else { tiny(precision) };
+        let it = open_file(file, usize::MAX);
         let (tile, expected) = (pixels(), expected(&it.file));
         let (mut out, mut steps) = ([0f32; VALUES], 0);
         // SAFETY: the encoder is open; tile and result are local variables.

@@ -15,7 +15,7 @@ use super::cursor::Cursor;
 use crate::Tile;
 use crate::kernels::float::{Dense, Depthwise, FloatKernels, GROUP, LayerNorm, RUNS, Run, Stem, group, lanes};
 use crate::model::float_layout::{PANEL, block_start, head_start, stage_start};
-use crate::model::{Architecture, Model, Place, Precision, STAGES};
+use crate::model::{Architecture, MAX_PATCHIFY_TAPS, Model, Place, Precision, STAGES};
 use crate::plan::{FloatRegions, float_arena_bytes, padded, round, strip_rows};
 
 /// Bytes of the arena.
@@ -119,9 +119,6 @@ struct Output<'a> {
     /// Whether to add to what is there.
     add: bool,
 }
-
-/// Pixels of the largest patch of a patchify stem.
-const MAX_PATCHIFY_TAPS: usize = 16;
 
 struct Engine<'m> {
     model: &'m Model<'m>,

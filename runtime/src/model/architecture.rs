@@ -31,6 +31,9 @@ pub enum StemPadding {
 /// The most inputs of an output of a patchify stem, kernel times kernel times bands: more could overflow 32-bit accumulators.
 pub const MAX_PATCHIFY_INPUTS: usize = 320;
 
+/// The most pixels that an output of a patchify stem reads.
+pub const MAX_PATCHIFY_TAPS: usize = 16;
+
 /// The shape of a ConvNeXt V2 encoder.
 ///
 /// The number of input channels is the number of bands, which the model carries by name beside this.

@@ -32,11 +32,13 @@ pub enum ModelError {
     },
     /// The model is of another kind than the file's version is for.
     #[error(
-        "model file version is {major}, and the model is none of those it is for: 3 has a patchify stem, 1 and 2 have none, and 2 is int8"
+        "model file version is {major}, which such a model does not have, but {expected}: 3 has a patchify stem, 1 and 2 have none, and 2 is int8"
     )]
     VersionContent {
         /// Major version found.
         major: u16,
+        /// The lowest that such a model may have.
+        expected: u16,
     },
     /// The file is shorter than it says.
     #[error("model is truncated: {length} bytes, {needed} needed")]

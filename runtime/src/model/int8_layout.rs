@@ -2,9 +2,9 @@
 //!
 //! The engine stores every channel count rounded up to a multiple of 8 ([`stored`]); the weights of channels beyond the
 //! architecture's are zero. Dense weights are in panels (`kernels/int8/mod.rs` says how), depthwise weights `[taps, channels]`; inputs of the
-//! 3x3 and 2x2 convolutions are ordered `(row, column, channel)`, each of the three rows of the 3x3 one rounded up to a multiple of 4. What
-//! each number means is in `docs/integer-arithmetic.md`; the last section of each unit holds its scalar constants, whose
-//! ranges [`check`] asserts when a model is parsed.
+//! 3x3 and 2x2 convolutions are ordered `(row, column, channel)`, each of the three rows of the 3x3 one rounded up to a multiple of 4; so
+//! are those of a patchify stem, all of them rounded up to a multiple of 12. What each number means is in `docs/integer-arithmetic.md`; the
+//! last section of each unit holds its scalar constants, whose ranges [`check`] asserts when a model is parsed.
 
 use super::{Architecture, Dtype, Model, ModelError, Place, STAGES, SectionSpec, VERSION_MAJOR};
 use crate::kernels::fixed::LayerNorm;
@@ -12,7 +12,7 @@ use crate::kernels::int8::{Dense, Depthwise, GROUP, LOW_BITS, Norm, PANEL, Table
 
 /// Fractional bits of the normalised input.
 pub const INPUT_FRACTION_BITS: u32 = 11;
-/// Fractional bits of the normalised values of the stem's two LayerNorms.
+/// Fractional bits of the normalised values of the stem's LayerNorms.
 pub const STEM_NORM_FRACTION_BITS: u32 = 10;
 /// Fractional bits of the pooled mean on its way into the final LayerNorm.
 pub const POOL_BITS: u32 = 4;

@@ -159,7 +159,8 @@ pub(crate) fn head(bytes: &[u8]) -> Result<Model<'_>, ModelError> {
         _ => patchify == (major == VERSION_MAJOR_PATCHIFY),
     };
     if !fits {
-        return Err(ModelError::VersionContent { major });
+        let expected = if patchify { VERSION_MAJOR_PATCHIFY } else { VERSION_MAJOR };
+        return Err(ModelError::VersionContent { major, expected });
     }
 
     let mut model = Model { bytes, data, header, header_bytes, table, tensors: 0, tensor_range: first..first };

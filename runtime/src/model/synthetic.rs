@@ -46,14 +46,19 @@ impl Deref for Aligned {
 pub(crate) fn tiny(precision: Precision) -> Aligned {
     // Made once: finding the constants takes Miri long.
     static FILES: [OnceLock<Aligned>; 3] = [const { OnceLock::new() }; 3];
-    Aligned::copy_of(FILES[precision as usize].get_or_init(|| make(precision)))
+    Aligned::copy_of(FILES[precision as usize].get_or_init(|| make(header(precision, StemPadding::Same))))
 }
 
-fn header(precision: Precision) -> Header<'static> {
+/// [`tiny`] with a patchify stem.
+pub(crate) fn tiny_patchify(precision: Precision) -> Aligned {
+    make(header(precision, StemPadding::Patchify))
+}
+
+fn header(precision: Precision, stem_padding: StemPadding) -> Header<'static> {
     let architecture = Architecture {
         tile_size: 16,
         patch_size: 8,
-        stem_padding: StemPadding::Same,
+        stem_padding,
         depths: [1; STAGES],
         dims: [6, 8, 8, 7],
         grn_eps: 1e-6,
@@ -79,8 +84,8 @@ fn header(precision: Precision) -> Header<'static> {
     }
 }
 
-fn make(precision: Precision) -> Aligned {
-    let header = header(precision);
+fn make(header: Header<'_>) -> Aligned {
+    let precision = header.precision;
     let specs: Vec<SectionSpec> =
         (0..).map_while(|i| expected_section(&header.architecture, 2, precision, i)).collect();
     let mut random = crate::triage::test_random::Random(7);
@@ -119,7 +124,7 @@ pub(crate) fn equipped(self_test: &[u8], sign: impl Fn(&Model<'_>) -> [u8; SIGNA
     sections.push((KIND_SELF_TEST, Dtype::I8, self_test.to_vec()));
     sections.push((KIND_PRODUCTS, Dtype::I8, products(model.embedding_dimension(), 3)));
     sections.push((KIND_SIGNATURE, Dtype::I8, vec![0; SIGNATURE_BYTES]));
-    let header = header(Precision::Int8);
+    let header = header(Precision::Int8, StemPadding::Same);
     let unsigned = Aligned::copy_of(&file(&header, &sections, true, crc32c));
     sections.last_mut().unwrap().2 = sign(&Model::parse(&unsigned).unwrap()).to_vec();
     Aligned::copy_of(&file(&header, &sections, true, crc32c))
@@ -160,10 +165,11 @@ type Section = (u8, Dtype, Vec<u8>);
 
 /// Puts a file together, as `docs/model-file.md` says; without CRCs of sections it is quicker made.
 fn file(header: &Header<'_>, sections: &[Section], parity: bool, crc: fn(&[u8]) -> u32) -> Vec<u8> {
+    let major = if header.architecture.is_patchify() { VERSION_MAJOR_PATCHIFY } else { VERSION_MAJOR };
     let mut buffer = [0; MAX_HEADER];
     let header = postcard::to_slice(header, &mut buffer).unwrap();
     let mut file = Vec::from(MAGIC);
-    file.extend(VERSION_MAJOR.to_le_bytes());
+    file.extend(major.to_le_bytes());
     file.extend(VERSION_MINOR.to_le_bytes());
     file.extend((header.len() as u32).to_le_bytes());
     file.extend((sections.len() as u32).to_le_bytes());

@@ -19,7 +19,7 @@
 //! | squares, u64 | | | `4d` |
 //! | multipliers, i16 | | | `4d` |
 //!
-//! The head needs `d` of i32. A patchify stem needs less than the other: rows `t b + 4`, values `g p`, with the `p` inputs of a patch.
+//! The head needs `d` of i32. A patchify stem has rows `t b + 4`, values `g p`, with the `p` inputs of a patch.
 //!
 //! A raised layer needs no more: the lower halves of its inputs stand in `values`, of as many pixels at a time as fit, once the depthwise
 //! convolution's results there are used up.

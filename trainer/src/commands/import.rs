@@ -102,6 +102,11 @@ impl Import {
         if let (Some(path), Some(whole)) = (&self.whole, &imported.whole) {
             println!("{}: {} parameters", path.display(), thousands(whole.count() as u64));
         }
+        if card.architecture.is_patchify() && self.bands.is_none() {
+            eprintln!(
+                "trainer: takes grey levels from 0 to 255, as ImageNet's pictures; for reflectances name the bands (--bands)"
+            );
+        }
         eprintln!("trainer: the licence of these weights is {}", card.provenance.licence);
         Ok(())
     }

@@ -188,17 +188,9 @@ fn options_for_a_patchify_stem_are_checked() {
     let source = |bands| dense(Naming::Timm, &shape, bands);
     let patchify = StemPadding::Patchify;
     for (file, padding, why) in [
-        (
-            source(3),
-            StemPadding::Same,
-            "--stem-padding same is about MMEarth's stem; that of this file is one convolution",
-        ),
-        (
-            source(3),
-            StemPadding::None,
-            "--stem-padding none is about MMEarth's stem; that of this file is one convolution",
-        ),
-        (self::source(), patchify, "--stem-padding patchify is about MMEarth's stem; that of this file is MMEarth's"),
+        (source(3), StemPadding::Same, "--stem-padding same, but the stem of this file is one convolution"),
+        (source(3), StemPadding::None, "--stem-padding none, but the stem of this file is one convolution"),
+        (self::source(), patchify, "--stem-padding patchify, but the stem of this file is MMEarth's"),
     ] {
         refused_with(&file, &Options { stem_padding: Some(padding), ..Options::default() }, &[why]);
     }

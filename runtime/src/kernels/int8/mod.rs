@@ -96,7 +96,7 @@ impl Dense<'_> {
         self.complete() && self.outputs.is_multiple_of(8) && outputs.is_some_and(|outputs| constants >= outputs)
     }
 
-    /// For an initial convolution that gives `values` values: inputs a row of the window, and pixels; `None` if there are no pixels, or a
+    /// For an initial convolution that gives `values` values: inputs a row of the window (or a third of a patch), and pixels; `None` if there are no pixels, or a
     /// row lacks what the last of them looks at.
     pub fn windows(&self, rows: &[&[i16]; 3], bands: usize, values: usize) -> Option<(usize, usize)> {
         let (segment, pixels) = (self.inputs / 3, values / self.outputs.max(1));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use nadir::model::{Architecture, STAGES};
+use nadir::model::{Architecture, STAGES, StemPadding};
 use nadir_formats::{BandCard, Encoder as EncoderFile, ModelCard, Tensor as Array, canonical_band};
 use serde::Deserialize;
 
@@ -16,7 +16,8 @@ use crate::distill::Fit;
 #[derive(Debug, Args)]
 pub struct StudentArgs {
     /// Size of the student: yocto (0.3 M parameters), zepto (1.1 M), atto (3.4 M), or a file with dims = [A, B, C, D], depths =
-    /// [A, B, C, D] and, if they are not the teacher's, bands = ["B4", ...], tile_size and patch_size
+    /// [A, B, C, D] and, if they are not the teacher's, bands = ["B4", ...], tile_size, patch_size and stem_padding = "same", "none" or
+    /// "patchify" (one convolution of whole patches, as ConvNeXt's own)
     #[arg(long, visible_alias = "size", default_value = "yocto", value_name = "SIZE|FILE.toml")]
     student: String,
 
@@ -61,6 +62,7 @@ struct Custom {
     bands: Option<Vec<String>>,
     tile_size: Option<u16>,
     patch_size: Option<u8>,
+    stem_padding: Option<StemPadding>,
 }
 
 impl StudentArgs {
@@ -85,10 +87,11 @@ impl StudentArgs {
         let Some(mut architecture) = Architecture::named(named, tile_size, patch) else {
             bail!("--student {named}: is neither a known size nor a .toml file");
         };
+        architecture.stem_padding = teacher.architecture.stem_padding;
         if let Some(custom) = &custom {
             (architecture.dims, architecture.depths) = (custom.dims, custom.depths);
+            architecture.stem_padding = custom.stem_padding.unwrap_or(architecture.stem_padding);
         }
-        architecture.stem_padding = teacher.architecture.stem_padding;
         ensure!(
             patch > 0 && tile_size.is_multiple_of(u16::from(patch)),
             "tiles of {tile_size} pixels are not whole patches of {patch}; see --patch and --tile-size"
