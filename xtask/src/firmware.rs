@@ -80,6 +80,9 @@ pub struct Arguments {
     /// RAM set aside for the encoder, in KiB
     #[arg(long, default_value_t = 1024)]
     pub arena_kib: usize,
+    /// With runtime: what it has besides, guard (repair, scrub and self-test) or signature, or both
+    #[arg(long, value_name = "guard,signature", default_value = "")]
+    pub features: String,
 }
 
 /// Builds a board's firmware and prints what it holds.
@@ -90,6 +93,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     if arguments.board == RUNTIME.name {
         return runtime(arguments);
     }
+    ensure!(arguments.features.is_empty(), "--features goes with runtime, not with a board");
     let board = Board::named(&arguments.board)?;
     let model = arguments.model.clone().unwrap_or_else(default_model);
     let image = build(&board, &model, arguments.arena_kib)?;
@@ -108,7 +112,7 @@ const RUNTIME: Board =
 /// Links the runtime with int8 kernels alone, and prints what that takes.
 fn runtime(arguments: &Arguments) -> Result<()> {
     let path = arguments.model.clone().unwrap_or_else(default_model);
-    let image = build_program(&RUNTIME, "size", &path, arguments.arena_kib)?;
+    let image = build_with(&RUNTIME, "size", &arguments.features, &path, arguments.arena_kib)?;
     let bytes = nadir_formats::AlignedBytes::read(&path)?;
     let model = nadir::model::Model::parse(&bytes).with_context(|| path.display().to_string())?;
     let arena = nadir::encoder::Encoder::new(&model).arena_bytes();
@@ -116,7 +120,8 @@ fn runtime(arguments: &Arguments) -> Result<()> {
     let names = file.symbols().filter_map(|symbol| symbol.name().ok().map(str::to_owned));
     let panics: Vec<String> = names.filter(|name| name.contains("4core9panicking")).collect();
     print(&format!(
-        "the runtime with int8 kernels alone for {} ({}), opt-level s\n{}\narena    {arena} bytes for {}\npanics   {}\n",
+        "the runtime with int8 kernels alone{} for {} ({}), opt-level s\n{}\narena    {arena} bytes for {}\npanics   {}\n",
+        if arguments.features.is_empty() { String::new() } else { format!(", and {},", arguments.features) },
         RUNTIME.cpu,
         RUNTIME.target,
         contents(&image.elf)?.text(),
@@ -196,6 +201,10 @@ pub fn build(board: &Board, model: &Path, arena_kib: usize) -> Result<Image> {
 /// # Errors
 /// [`Missing`] if the target is; otherwise if the build fails (the compiler's own words are on standard error).
 pub fn build_program(board: &Board, program: &str, model: &Path, arena_kib: usize) -> Result<Image> {
+    build_with(board, program, "", model, arena_kib)
+}
+
+fn build_with(board: &Board, program: &str, features: &str, model: &Path, arena_kib: usize) -> Result<Image> {
     check_target(board.target)?;
     let model = std::path::absolute(model).with_context(|| model.display().to_string())?;
     ensure!(model.is_file(), "{}: no such file", model.display());
@@ -209,7 +218,7 @@ pub fn build_program(board: &Board, program: &str, model: &Path, arena_kib: usiz
         .and_then(|file| file.lock().map(|()| file))
         .with_context(|| lock.display().to_string())?;
     let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--release", "--quiet", "--bin", program, "--target-dir"])
+        .args(["build", "--release", "--quiet", "--bin", program, "--features", features, "--target-dir"])
         .arg(&target_dir)
         .current_dir(root().join("firmware/boards").join(board.folder))
         .env("NADIR_MODEL", &model)
