@@ -32,15 +32,15 @@ const STATISTICS: [(&str, f64, f64, f64, f64); 12] = [
 
 /// ImageNet's red, green and blue by the names of Sentinel-2's bands of these colours, with mean and standard deviation of values from
 /// 0 to 1, which all models trained on ImageNet share.
-pub const IMAGENET: [(&str, f32, f32); 3] = [("B4", 0.485, 0.229), ("B3", 0.456, 0.224), ("B2", 0.406, 0.225)];
+pub const IMAGENET: [(&str, f64, f64); 3] = [("B4", 0.485, 0.229), ("B3", 0.456, 0.224), ("B2", 0.406, 0.225)];
 
 /// The cards of ImageNet's colours, in grey levels from 0 to 255; every level is data.
 pub(super) fn imagenet() -> Vec<BandCard> {
-    let card = |(name, mean, std): (&str, f32, f32)| BandCard {
+    let card = |(name, mean, std): (&str, f64, f64)| BandCard {
         name: name.into(),
         unit: "grey level".into(),
-        mean: 255.0 * mean,
-        std: 255.0 * std,
+        mean: (255.0 * mean) as f32,
+        std: (255.0 * std) as f32,
         no_data: None,
         saturation: None,
     };
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(cards.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["B4", "B3", "B2"]);
         // As MMSegmentation and others write them: 123.675, 116.28, 103.53 and 58.395, 57.12, 57.375.
         for (card, (mean, std)) in cards.iter().zip([(123.675, 58.395), (116.28, 57.12), (103.53, 57.375)]) {
-            assert!((card.mean - mean).abs() < 1e-4 && (card.std - std).abs() < 1e-4, "{card:?}");
+            assert_eq!((card.mean, card.std), (mean, std));
         }
     }
 
