@@ -1,6 +1,7 @@
 //! The encoder's float weights: a `.safetensors` file whose metadata holds a model card.
 //!
-//! Tensor names are those of MMEarth's dense encoder, also with a patchify stem (`stem.0`, `stem.1`, and no `initial_conv`) (`initial_conv.0.weight`, `stages.0.1.pwconv1.weight`, `norm.bias`, ...).
+//! Tensor names are those of MMEarth's dense encoder (`initial_conv.0.weight`, `stages.0.1.pwconv1.weight`, `norm.bias`, ...); a patchify
+//! stem is `stem.0` and `stem.1`, without `initial_conv`.
 //! The card is JSON under the metadata key `nadir`; a file without one (from elsewhere) may have the card beside it as `NAME.card.json`.
 
 use std::collections::{BTreeMap, HashMap};

@@ -88,6 +88,37 @@ fn embeddings_are_those_of_onnx_runtime() {
     }
 }
 
+/// timm's model with smaller patches: the part of its weight at the upper left, as it lies.
+#[test]
+fn patchify_stems_of_every_kernel_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("small.onnx");
+    let tiles = Tiles::read(&folder().join("patchify-tiles.npy")).unwrap();
+    for k in [1, 2, 4] {
+        let bytes = std::fs::read(folder().join("patchify.onnx")).unwrap();
+        let mut model = ModelProto::decode(&*bytes).unwrap();
+        let graph = model.graph.as_mut().unwrap();
+        let conv = nth(graph, "Conv", 0);
+        for attribute in conv.attribute.iter_mut().filter(|a| ["kernel_shape", "strides"].contains(&a.name.as_str())) {
+            attribute.ints = vec![k; 2];
+        }
+        let name = conv.input[1].clone();
+        let weight = graph.initializer.iter_mut().find(|t| t.name == name).unwrap();
+        weight.dims = vec![4, 3, k, k];
+        weight.raw_data.truncate(4 * 4 * 3 * (k * k) as usize);
+        std::fs::write(&path, model.encode_to_vec()).unwrap();
+        let onnx = read(&path, Some(&folder().join("patchify.card.json"))).unwrap();
+        let found = onnx.encoder.card.architecture;
+        assert!(found.is_patchify() && i64::from(found.patch_size) == 8 * k, "{found:?}");
+        assert_eq!(onnx.encoder.tensor("stem.0.weight").shape, [4, 3, k as usize, k as usize]);
+        let ours = Reference::new(&onnx.encoder).embed(tiles.tile(0), &mut Blind);
+        let maps = Graph::new(&onnx).unwrap().maps(tiles.tile(0)).unwrap();
+        for (ours, tract) in ours.iter().zip(&maps.last().unwrap().values) {
+            assert!((ours - tract).abs() < 1e-4, "kernel {k}: {ours} and {tract}");
+        }
+    }
+}
+
 /// The error of a file that is `name` after `change`.
 fn refused(name: &str, change: impl Fn(&mut GraphProto)) -> String {
     let mut model = ModelProto::decode(&*std::fs::read(folder().join(format!("{name}.onnx"))).unwrap()).unwrap();

@@ -131,7 +131,8 @@ impl Init {
         }
     }
 
-    /// One weight of the tensor `name` with `shape`. `stem` is the convolution that reads the tile; `pixel_head` says whether it is the head of a task of pixels.
+    /// One weight of the tensor `name` with `shape`. `stem` is the convolution that reads the tile; `pixel_head` says whether it is the
+    /// head of a task of pixels.
     fn draw(self, name: &str, shape: &[usize], stem: &str, pixel_head: bool, rng: &mut StdRng) -> f32 {
         match self {
             Self::Small => return 0.02 * truncated_normal(rng),

@@ -285,7 +285,8 @@ struct Bytes([[[u8; SPAN]; 3]; 2]);
 struct Halves([[[[i32; PANEL]; ROWS]; SIDE_BY_SIDE]; 2]);
 
 /// See [`Int8Kernels::initial`]. A value of 16 bits is 256 times its upper byte, signed, plus its lower, unsigned, and there is an instruction for
-/// each. Pixels further apart than 24 values, as the patches of a patchify stem may be, are left to AVX-512. Neighbouring pixels' inputs overlap: rows of a tile register may do so too, and begin `bands` bytes apart.
+/// each. Neighbouring pixels' inputs overlap: rows of a tile register may do so too, and begin `bands` bytes apart. Pixels further apart than 24
+/// values, as the patches of a patchify stem may be, are left to AVX-512.
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 fn initial(rows: [&[i16]; 3], bands: usize, layer: &Dense<'_>, output: &mut [i16]) {
     let (inputs, outputs) = (layer.inputs, layer.outputs);
